@@ -1,0 +1,45 @@
+# What people type: `make demo` and `make test`. Needs Python 3.11+ and a package index, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+READY := .venv/.ready
+DEMO ?=
+
+.PHONY: demo test check bench lock clean distclean
+
+demo: $(READY)  ## the whole pipeline on the packaged pictures
+	$(BIN)/python run_pipeline.py --stages all $(DEMO)
+
+test: $(READY)  ## the whole suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, import contracts, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" --durations=0 --durations-min=5
+
+bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
+	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+lock: $(READY)  ## pin the dependencies anew
+	$(UV) pip compile --universal --generate-hashes --python-version 3.11 --group dev --no-header \
+		--no-emit-index-url --no-emit-find-links --upgrade pyproject.toml -o requirements.lock
+
+clean:  ## results and caches; the environment stays
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .uv
+
+$(READY): requirements.lock $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	touch $@
+
+# uv where there is none: into a virtual environment of its own, from the package index
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet uv

@@ -1,0 +1,1 @@
+"""How stages run: fingerprints, units, commits, resume, runtimes, tracking. Knows nothing of torch or of pictures."""

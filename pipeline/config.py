@@ -1,0 +1,135 @@
+"""YAML and `key=value` overrides become frozen, strict pydantic models; every mistake is named with its remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+
+
+class StrictModel(BaseModel):
+    """A configuration section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ClusterConfig(StrictModel):
+    """Where the work runs and how fast. Never part of a fingerprint: it must not change results beyond rounding."""
+
+    num_workers: int | None = Field(None, ge=1)
+    """Ranks of a training gang. Default: one per GPU, or a single one on CPUs."""
+    unit_workers: int | None = Field(None, ge=1)
+    """Processes that map over units (shard, encode, sample, features). Default: one per CPU core, or per GPU."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of one training rank on CPUs. Default: the machine's cores divided by the ranks on it."""
+    loader_workers: int = Field(0, ge=0)
+    """Processes that decode pictures for one training rank. 0 decodes in the rank itself, right for small pictures."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Pictures a rank sends through the network at once. Default: its whole slice of the batch."""
+    compile: bool = False
+    """Compile the networks with torch.compile: worth its minutes on GPUs only."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Training steps between checkpoints: the most work that a death can cost."""
+    max_failures: int = Field(3, ge=0)
+    """How often a died worker or gang is started again before the stage fails."""
+
+
+class TrackingConfig(StrictModel):
+    """Where MLflow keeps runs. Never part of a fingerprint."""
+
+    uri: str | None = None
+    """An MLflow tracking server's URI. Default: SQLite inside a local workdir."""
+    experiment: str = "smalti"
+    """Name of the MLflow experiment."""
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+    """Read a YAML file, apply `section.key=value` overrides and validate.
+
+    Raises ConfigError naming file, key, value and remedy.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config {path} does not exist: name one with --config, e.g. configs/emoji.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"config {path} is not readable YAML: {error}") from None
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"config {path} must be a mapping of sections, not {type(tree).__name__}")
+    tree = tree or {}
+    for override in overrides:
+        _apply(tree, override)
+    return validate(model, tree, str(path))
+
+
+def validate(model: type[Model], tree: Mapping[str, Any], origin: str) -> Model:
+    """Validate a plain tree against a model. Raises ConfigError with one line for each mistake."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join([f"{origin}:", *(_explain(model, item) for item in error.errors())])) from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a nested mapping into one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override {override!r} is not of the form section.key=value, e.g. prior.learning_rate=3e-4")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+        tree = child
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not readable YAML: {error}") from None
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    location = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(model, item["loc"][:-1])
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+        return f"  {location}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"  {location}: missing; set it in the file or with {location}=VALUE"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"  {location or 'config'}: {message}" + (f" (got {item['input']!r})" if location else "")
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Return the field names of the section at `path`, following nested models and tagged unions."""
+    import typing
+
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        following: list[type[BaseModel]] = []
+        for current in models:
+            field = current.model_fields.get(str(part))
+            if field is not None:
+                candidates = [field.annotation, *typing.get_args(field.annotation)]
+                following += [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        models = following or models  # the tag of a union is a part of the path too, and names no field
+    return [name for current in models for name in current.model_fields]

@@ -1,0 +1,242 @@
+"""Decides which stages run and why, runs them, commits what they made."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import MANIFEST, Artifact, Output, Source
+from pipeline.config import flatten
+from pipeline.errors import ConfigError, Interrupted, StageError
+from pipeline.progress import Screen
+from pipeline.provenance import provenance
+from pipeline.runtime import BoundRuntime, LocalRuntime, Runtime
+from pipeline.signals import StopRequest
+from pipeline.stage import Stage, fingerprint
+from pipeline.storage import Folder
+from pipeline.tracking import NullTracker, StageTracker, Tracker
+from pipeline.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+SHOWN_FILES = (".png", ".html", "report.json")
+"""Files of an artifact that the tracker keeps too: those that people open."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a stage and why. `artifact` is there when nothing needs to run."""
+
+    stage: Stage
+    reason: str
+    artifact: Artifact | None = None
+    recipe: Mapping[str, Any] | None = None
+    """None while an input is unfinished."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to a stage."""
+
+    stage: Stage
+    artifact: Artifact
+    ran: bool
+    seconds: float = 0.0
+
+
+@dataclass
+class StageReporter:
+    """Takes what running work says to the screen, the tracker and the manifest."""
+
+    screen: Screen | None
+    tracker: StageTracker
+    stop: StopRequest
+    warn_output: Callable[[str], None]
+
+    def progress(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
+        """Show how far it is."""
+        if self.screen is not None:
+            self.screen.progress(done, total, numbers)
+
+    def history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Publish measured rows."""
+        self.tracker.history(rows)
+
+    def picture(self, name: str, data: bytes, step: int) -> None:
+        """Publish a PNG."""
+        self.tracker.picture(name, data, step)
+
+    def warn(self, message: str) -> None:
+        """Announce and record."""
+        self.warn_output(message)
+
+    def stopping(self) -> bool:
+        """Whether the user asked to leave."""
+        return bool(self.stop)
+
+
+@dataclass
+class Runner:
+    """Runs a graph of stages in a workdir."""
+
+    stages: Sequence[Stage]
+    workdir: Workdir
+    runtime: Runtime = field(default_factory=LocalRuntime)
+    tracker: Tracker = field(default_factory=NullTracker)
+    screen: Screen | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+    _finished: dict[str, Decision] = field(default_factory=dict)
+
+    def decide(self, stage: Stage, force: bool = False) -> Decision:
+        """Compare a stage with what is finished. Asks its inputs first, as far as they are finished."""
+        if not force and stage.name in self._finished:
+            return self._finished[stage.name]
+        digests: dict[str, str] = {}
+        for name, given in stage.inputs.items():
+            if isinstance(given, Source):
+                digests[name] = given.digest
+                continue
+            artifact = self.decide(given).artifact
+            if artifact is None:
+                return Decision(stage, f"waits for {given.name}")
+            digests[name] = artifact.digest
+        recipe = stage.recipe(digests)
+        mark = fingerprint(recipe)
+        artifact = self.workdir.find(stage, mark)
+        if artifact is not None and not force:
+            self._finished[stage.name] = Decision(stage, "finished, nothing changed", artifact, recipe)
+            return self._finished[stage.name]
+        if force:
+            return Decision(stage, "forced", None, recipe)
+        started = self.workdir.read_attempt(stage, mark)["number"] > 0
+        return Decision(stage, "goes on where it was left" if started else self._why(stage, recipe), None, recipe)
+
+    def run(self, selected: Collection[str], force: Collection[str] = ()) -> list[Outcome]:
+        """Run what must run of the selected stages, in the order of the graph."""
+        outcomes: list[Outcome] = []
+        for stage in self.stages:
+            if stage.name not in selected:
+                continue
+            self.require_inputs(stage)
+            decision = self.decide(stage, force=stage.name in force)
+            assert decision.recipe is not None, "require_inputs saw to it"
+            if decision.artifact is not None:
+                outcomes.append(Outcome(stage, decision.artifact, ran=False))
+                self.workdir.point_latest(stage, decision.artifact.fingerprint)
+                continue
+            if self.screen is not None:
+                self.screen.line(f"{stage.name}: runs, {decision.reason}", style="bold")
+            started = time.monotonic()
+            inputs = {name: self._input(given) for name, given in stage.inputs.items()}
+            artifact = self.execute(stage, decision.recipe, inputs, fresh=stage.name in force)
+            self._finished[stage.name] = Decision(stage, "finished just now", artifact, decision.recipe)
+            outcomes.append(Outcome(stage, artifact, ran=True, seconds=time.monotonic() - started))
+        return outcomes
+
+    def require_inputs(self, stage: Stage, also_running: Collection[str] = ()) -> None:
+        """Raise ConfigError where an input is unfinished and will not be made by this run."""
+        for given in stage.inputs.values():
+            if isinstance(given, Stage) and given.name not in also_running:
+                decision = self.decide(given)
+                if decision.artifact is None:
+                    raise ConfigError(
+                        f"{stage.name} needs {given.name}, which is not finished ({decision.reason}): "
+                        f"run --stages {given.name} first, or --stages {given.name}..{stage.name}"
+                    )
+
+    def execute(
+        self, stage: Stage, recipe: Mapping[str, Any], inputs: Mapping[str, Artifact | Source], *, fresh: bool
+    ) -> Artifact:
+        """Run a stage's work on given inputs and commit what it made. `fresh`: use nothing finished before."""
+        mark = fingerprint(recipe)
+        folder = self.workdir.artifact_folder(stage, mark)
+        attempt = self.workdir.read_attempt(stage, mark)
+        if fresh:
+            folder.remove(MANIFEST)
+            attempt["run_id"] = None
+        tracked = self.tracker.stage(stage.name, flatten(recipe["config"]), recipe["inputs"], attempt["run_id"])
+        number = attempt["number"] + 1
+        self.workdir.write_attempt(stage, mark, {"number": number, "run_id": tracked.run_id})
+        output = Output(
+            folder=folder,
+            store=self.workdir.store(stage),
+            workdir=self.workdir.folder,
+            stage=stage.name,
+            fingerprint=mark,
+            recipe=recipe,
+            warner=self.announce,
+            fresh=fresh,
+        )
+        reporter = StageReporter(self.screen, tracked, self.stop, output.warn)
+        if self.screen is not None:
+            self.screen.begin(stage.name)
+        status, started = "FAILED", time.monotonic()
+        metrics: dict[str, Any] = {}
+        shown: list[Path] = []
+        try:
+            bound = BoundRuntime(self.runtime, reporter, number)
+            metrics = stage.work(stage.config, **inputs, output=output, runtime=bound)
+            artifact = output.commit(metrics, provenance(time.monotonic() - started, tracked.run_id))
+            self.workdir.point_latest(stage, mark)
+            status = "FINISHED"
+            shown = [folder.local(name) for name in folder.names() if name.endswith(SHOWN_FILES)]
+            return artifact
+        except (Interrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise Interrupted(self.stop.signal_number or 2) from None
+        finally:
+            if self.screen is not None:
+                self.screen.end()
+            tracked.finish(status, metrics, shown)
+
+    def _input(self, given: Stage | Source) -> Artifact | Source:
+        if isinstance(given, Source):
+            return given
+        artifact = self.decide(given).artifact
+        assert artifact is not None, "require_inputs saw to it"
+        return artifact
+
+    def announce(self, message: str) -> None:
+        """Say something worth noticing, on the screen and in the log."""
+        log.warning("%s", message)
+        if self.screen is not None:
+            self.screen.line(f"note: {message}", style="yellow")
+
+    def _why(self, stage: Stage, recipe: Mapping[str, Any]) -> str:
+        """Say what differs from the artifact that the stage made last."""
+        latest = self.workdir.latest(stage)
+        if latest is None:
+            return "never finished here"
+        changes = [f"{name} changed" for name in recipe["inputs"] if _differs(recipe, latest.recipe, "inputs", name)]
+        now, before = flatten(recipe["config"]), flatten(latest.recipe["config"])
+        for key in sorted({*now, *before}):
+            if now.get(key) != before.get(key):
+                changes.append(f"{stage.name}.{key} {before.get(key)} -> {now.get(key)}")
+        if recipe["version"] != latest.recipe["version"]:
+            changes.append(f"version {latest.recipe['version']} -> {recipe['version']}")
+        return ", ".join(changes) or "its artifact is gone"
+
+
+def run_stage(
+    stage: Stage, inputs: Mapping[str, Artifact | Source], workdir: str, runtime: Runtime, *, fresh: bool = False
+) -> Artifact:
+    """Run one stage alone on given inputs, without screen or tracker, unless it is finished; return its artifact."""
+    place = Workdir(Folder.at(workdir))
+    recipe = stage.recipe({name: given.digest for name, given in inputs.items()})
+    finished = None if fresh else place.find(stage, fingerprint(recipe))
+    return finished or Runner([stage], place, runtime).execute(stage, recipe, inputs, fresh=fresh)
+
+
+def verify(artifacts: Sequence[Artifact]) -> None:
+    """Re-hash finished artifacts. Raises StageError listing what is missing or differs."""
+    complaints = [line for artifact in artifacts for line in artifact.damaged()]
+    if complaints:
+        raise StageError("\n".join(["finished artifacts are damaged; redo their stages with --force:", *complaints]))
+
+
+def _differs(now: Mapping[str, Any], before: Mapping[str, Any], section: str, key: str) -> bool:
+    return bool(now[section].get(key) != before[section].get(key))

@@ -1,0 +1,174 @@
+"""Who runs the work: the Runtime protocol (units and gangs), the view of it that a stage gets, and LocalRuntime."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.artifacts import UnitRecord
+from pipeline.config import ClusterConfig
+from pipeline.errors import ConfigError, Interrupted
+from pipeline.units import MakeWorker, Unit, UnitStore
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One member of a gang, and where the others are."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    node_rank: int
+    device: str
+    """`cpu` or `cuda:0`."""
+    main_address: str
+    main_port: int
+    threads: int
+    attempt: str
+    """Grows with every start of the gang, in this run and in later ones: an orphan of an older one may not commit."""
+
+
+class Reporter(Protocol):
+    """How running work talks to the driver."""
+
+    def progress(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
+        """Say how far it is, with the numbers worth watching."""
+
+    def history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Publish measured rows, each with its `step`, once the checkpoint that holds them is committed."""
+
+    def picture(self, name: str, data: bytes, step: int) -> None:
+        """Publish a PNG."""
+
+    def warn(self, message: str) -> None:
+        """Announce a fallback or oddity."""
+
+    def stopping(self) -> bool:
+        """Whether the user asked to leave: checkpoint, then raise Interrupted."""
+
+
+Loop = Callable[[Rank, Reporter], Any]
+"""What each rank of a gang runs. Picklable; rank 0's return value is the gang's."""
+
+
+class Runtime(Protocol):
+    """Executes units and gangs; does not know what they do."""
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """Where and how fast."""
+
+    def map_units(
+        self, store: UnitStore, make_worker: MakeWorker, units: Sequence[Unit], reporter: Reporter, *, gpu: bool
+    ) -> Iterator[UnitRecord]:
+        """Make and commit all units, yielding their records as they come."""
+
+    def run_gang(self, loop: Loop, reporter: Reporter, attempt: int) -> Any:
+        """Run equal ranks until all return; a death restarts them all."""
+
+    def close(self) -> None:
+        """Let go of what was started."""
+
+
+@dataclass(frozen=True)
+class BoundRuntime:
+    """A runtime as one stage sees it: its progress and metrics go to that stage's place."""
+
+    runtime: Runtime
+    reporter: Reporter
+    attempt: int = 1
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """Where and how fast."""
+        return self.runtime.cluster
+
+    def map_units(
+        self,
+        store: UnitStore,
+        make_worker: MakeWorker,
+        units: Sequence[Unit],
+        *,
+        label: str,
+        finished: int = 0,
+        gpu: bool = True,
+    ) -> Iterator[UnitRecord]:
+        """Make units; `gpu=False` for work that never uses one. Stages call `output.map_units` instead."""
+        total = finished + len(units)
+        self.reporter.progress(finished, total, {})
+        if not units:
+            return
+        for done, record in enumerate(
+            self.runtime.map_units(store, make_worker, units, self.reporter, gpu=gpu), start=finished + 1
+        ):
+            self.reporter.progress(done, total, {})
+            yield record
+
+    def run_gang(self, loop: Loop, *, label: str = "") -> Any:
+        """Run `loop(rank, reporter)` on every rank; return what rank 0 returned."""
+        return self.runtime.run_gang(loop, self.reporter, self.attempt)
+
+
+@dataclass(frozen=True)
+class LocalRuntime:
+    """Everything in this process: for tests, for debugging, for machines without Ray."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def map_units(
+        self, store: UnitStore, make_worker: MakeWorker, units: Sequence[Unit], reporter: Reporter, *, gpu: bool = True
+    ) -> Iterator[UnitRecord]:
+        """Make the units one after another."""
+        worker = make_worker("cuda:0" if gpu and visible_gpus() else "cpu")
+        for unit in units:
+            if reporter.stopping():
+                raise Interrupted
+            yield store.make(unit, worker)
+
+    def run_gang(self, loop: Loop, reporter: Reporter, attempt: int) -> Any:
+        """Run a gang of one."""
+        if (self.cluster.num_workers or 1) > 1:
+            raise ConfigError(
+                f"cluster.num_workers={self.cluster.num_workers} needs several processes: use --runtime ray, "
+                "or set cluster.num_workers=1"
+            )
+        rank = Rank(
+            rank=0,
+            world=1,
+            local_rank=0,
+            local_world=1,
+            node_rank=0,
+            device="cuda:0" if visible_gpus() else "cpu",
+            main_address="127.0.0.1",
+            main_port=0,
+            threads=self.cluster.threads or available_cores(),
+            attempt=attempt_name(attempt, 0),
+        )
+        return loop(rank, reporter)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def attempt_name(run: int, restart: int) -> str:
+    """Name a start of a gang so that later ones sort after earlier ones."""
+    return f"{run:06d}-{restart:03d}"
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> int:
+    """Return how many NVIDIA GPUs this process may use, without importing torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])
+    devices = Path("/dev")
+    return sum(bool(re.fullmatch(r"nvidia\d+", entry.name)) for entry in devices.iterdir()) if devices.exists() else 0

@@ -1,0 +1,108 @@
+"""Where everything lies below the workdir, and the lock that keeps a second run out."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.artifacts import MANIFEST, Artifact
+from pipeline.errors import WorkdirBusy
+from pipeline.stage import Stage
+from pipeline.storage import Folder, explaining
+from pipeline.units import UnitStore
+
+LATEST = "latest.json"
+ATTEMPT = "attempt.json"
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """A folder of artifacts (`STAGE/FINGERPRINT`), units, checkpoints, logs and the tracker's files."""
+
+    folder: Folder
+
+    def store(self, stage: Stage) -> UnitStore:
+        """Return the store of a stage's units."""
+        return UnitStore(self.folder / "units" / stage.name, stage.name, stage.version)
+
+    def artifact_folder(self, stage: Stage, fingerprint: str) -> Folder:
+        """Return where the artifact of this fingerprint lies or will lie."""
+        return self.folder / stage.name / fingerprint[:12]
+
+    def find(self, stage: Stage, fingerprint: str) -> Artifact | None:
+        """Return the finished artifact of this fingerprint, if there is one."""
+        folder = self.artifact_folder(stage, fingerprint)
+        return Artifact.load(folder, self.store(stage)) if folder.exists(MANIFEST) else None
+
+    def latest(self, stage: Stage) -> Artifact | None:
+        """Return the artifact that the stage finished last or was last asked for."""
+        home = self.folder / stage.name
+        if not home.exists(LATEST):
+            return None
+        return self.find(stage, home.read_json(LATEST)["fingerprint"])
+
+    def point_latest(self, stage: Stage, fingerprint: str) -> None:
+        """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there."""
+        home = self.folder / stage.name
+        if home.exists(LATEST) and home.read_json(LATEST)["fingerprint"] == fingerprint:
+            return
+        home.write_json(LATEST, {"fingerprint": fingerprint})
+        if home.is_local:
+            with contextlib.suppress(OSError):
+                link = home.path / "latest"
+                temporary = home.path / f".tmp-latest-{os.getpid()}"
+                temporary.symlink_to(fingerprint[:12])
+                os.replace(temporary, link)
+
+    def read_attempt(self, stage: Stage, fingerprint: str) -> dict[str, Any]:
+        """Return what is known of earlier attempts at an artifact: their number and the tracker's run."""
+        folder = self.artifact_folder(stage, fingerprint)
+        return dict(folder.read_json(ATTEMPT)) if folder.exists(ATTEMPT) else {"number": 0, "run_id": None}
+
+    def write_attempt(self, stage: Stage, fingerprint: str, attempt: Mapping[str, Any]) -> None:
+        """Record an attempt before it starts."""
+        self.artifact_folder(stage, fingerprint).write_json(ATTEMPT, attempt)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workdir alone. Raises WorkdirBusy naming host, pid and since when.
+
+        The kernel lets go of the lock when the process ends, however it ends. A workdir behind a URL has no lock.
+        """
+        if not self.folder.is_local:
+            yield
+            return
+        with explaining(str(self.folder)):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WorkdirBusy(self._holder(descriptor)) from None
+            holder = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            }
+            with explaining(str(self.folder)):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _holder(self, descriptor: int) -> str:
+        try:
+            holder = json.loads(os.pread(descriptor, 4096, 0))
+            who = f"by process {holder['pid']} on {holder['host']} since {holder['since']}"
+        except (ValueError, KeyError):
+            who = "by another run"
+        return f"workdir {self.folder} is in use {who}: wait for it, stop it, or choose another --workdir"

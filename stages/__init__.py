@@ -1,0 +1,13 @@
+"""What the stages do. A picture's way through the house:
+
+    folder | list | packaged set
+        |  shard      check, resize, encode         -> train-*.tar, val-*.tar, index, contact sheet
+        |  tokenizer  VQGAN on a gang of ranks      -> encoder, codebook, decoder
+        |  encode     pictures to codes             -> one Parquet table of tokens a shard
+        |  prior      GPT on the tokens, by class   -> the generator's second half
+        |  sample     draw tokens, decode           -> pictures in the shard format, grids
+        v  evaluate   judge all of it               -> report.json, report.html
+
+Each stage module holds its config and a short work function, which imports its loop when called: `training/`,
+`sampling/` and `metrics/` do the work, `models/` and `data/` know nothing of ranks, devices or stages.
+"""

@@ -1,0 +1,19 @@
+"""Shared by all tests: quiet libraries, and one Ray for the whole session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_started() -> Iterator[None]:
+    """A local Ray with three slots that all tests share; RayRuntime uses it as it finds it."""
+    import ray
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
+    yield
+    ray.shutdown()
