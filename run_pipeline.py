@@ -14,33 +14,39 @@ from pipeline.artifacts import Source
 from pipeline.config import ClusterConfig, StrictModel, TrackingConfig, load_config
 from pipeline.session import Options, run_session
 from pipeline.stage import Stage
-from stages import encode, evaluate, prior, sample, shard, tokenizer
+from stages.data.sources import list_source
+from stages.encode import EncodeConfig, encode
+from stages.evaluate import EvaluateConfig, evaluate
+from stages.prior import PriorConfig, train_prior
+from stages.sample import SampleConfig, sample
+from stages.shard import ShardConfig, shard
+from stages.tokenizer import TokenizerConfig, train_tokenizer
 
 
 class Config(StrictModel):
     """One experiment: a section for each stage, and where it runs."""
 
-    shard: shard.ShardConfig = shard.ShardConfig()
-    tokenizer: tokenizer.TokenizerConfig = tokenizer.TokenizerConfig()
-    encode: encode.EncodeConfig = encode.EncodeConfig()
-    prior: prior.PriorConfig = prior.PriorConfig()
-    sample: sample.SampleConfig = sample.SampleConfig()
-    evaluate: evaluate.EvaluateConfig = evaluate.EvaluateConfig()
+    shard: ShardConfig = ShardConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    encode: EncodeConfig = EncodeConfig()
+    prior: PriorConfig = PriorConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
 
 def build(config: Config) -> list[Stage]:
-    """Write out the graph of stages, in the order in which they run."""
-    pictures = Source("pictures", partial(shard.list_source, config.shard.source))
-    shards = Stage("shard", shard.shard, config.shard, {"source": pictures}, shard.VERSION)
-    codes = Stage("tokenizer", tokenizer.train_tokenizer, config.tokenizer, {"shards": shards}, tokenizer.VERSION)
-    tokens = Stage("encode", encode.encode, config.encode, {"shards": shards, "tokenizer": codes}, encode.VERSION)
-    gpt = Stage("prior", prior.train_prior, config.prior, {"tokens": tokens}, prior.VERSION)
-    drawn = Stage("sample", sample.sample, config.sample, {"tokenizer": codes, "prior": gpt}, sample.VERSION)
-    judged = {"shards": shards, "tokenizer": codes, "tokens": tokens, "prior": gpt, "samples": drawn}
-    report = Stage("evaluate", evaluate.evaluate, config.evaluate, judged, evaluate.VERSION)
-    return [shards, codes, tokens, gpt, drawn, report]
+    """Write out the graph of stages, in the order in which they run. Bump a version when its work changes meaning."""
+    pictures = Source("pictures", partial(list_source, config.shard.source))
+    shards = Stage("shard", shard, config.shard, {"source": pictures}, version=1)
+    keep = config.tokenizer.policy == "keep"
+    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=1, keep=keep)
+    tokens = Stage("encode", encode, config.encode, {"shards": shards, "tokenizer": tokenizer}, version=1)
+    prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=1)
+    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=1)
+    judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
+    return [shards, tokenizer, tokens, prior, samples, Stage("evaluate", evaluate, config.evaluate, judged, version=1)]
 
 
 def main(

@@ -46,6 +46,7 @@ class Outcome:
     artifact: Artifact
     ran: bool
     seconds: float = 0.0
+    reason: str = ""
 
 
 @dataclass
@@ -112,6 +113,10 @@ class Runner:
             return self._finished[stage.name]
         if force:
             return Decision(stage, "forced", None, recipe)
+        if stage.keep and (kept := self._kept(stage, recipe)) is not None:
+            reason = "kept although its input changed: its policy is keep"
+            self._finished[stage.name] = Decision(stage, reason, kept, kept.recipe)
+            return self._finished[stage.name]
         started = self.workdir.read_attempt(stage, mark)["number"] > 0
         return Decision(stage, "goes on where it was left" if started else self._why(stage, recipe), None, recipe)
 
@@ -125,7 +130,7 @@ class Runner:
             decision = self.decide(stage, force=stage.name in force)
             assert decision.recipe is not None, "require_inputs saw to it"
             if decision.artifact is not None:
-                outcomes.append(Outcome(stage, decision.artifact, ran=False))
+                outcomes.append(Outcome(stage, decision.artifact, ran=False, reason=decision.reason))
                 self.workdir.point_latest(stage, decision.artifact.fingerprint)
                 continue
             if self.screen is not None:
@@ -205,6 +210,12 @@ class Runner:
         log.warning("%s", message)
         if self.screen is not None:
             self.screen.line(f"note: {message}", style="yellow")
+
+    def _kept(self, stage: Stage, recipe: Mapping[str, Any]) -> Artifact | None:
+        """Return what the stage made last if it differs in nothing but its inputs' content."""
+        latest = self.workdir.latest(stage)
+        same = latest is not None and {**latest.recipe, "inputs": 0} == {**recipe, "inputs": 0}
+        return latest if same else None
 
     def _why(self, stage: Stage, recipe: Mapping[str, Any]) -> str:
         """Say what differs from the artifact that the stage made last."""

@@ -213,7 +213,7 @@ def _summary(runner: Runner, outcomes: Sequence[Outcome], seconds: float | None 
         rows.append(
             (
                 outcome.stage.name,
-                did if outcome.ran else "skipped",
+                did if outcome.ran else ("kept" if outcome.reason.startswith("kept") else "skipped"),
                 duration(outcome.seconds) if outcome.ran else "",
                 metrics_text(outcome.artifact.metrics),
                 _shown_path(outcome.artifact.folder),

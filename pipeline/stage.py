@@ -29,6 +29,8 @@ class Stage:
     """Names match the keyword parameters of `work`; one with a default may be absent."""
     version: int = 1
     """Bumped by hand when the work changes its meaning."""
+    keep: bool = False
+    """Whether what it made last stays in use when nothing but its inputs changed."""
 
     def __post_init__(self) -> None:
         parameters = dict(inspect.signature(self.work).parameters)

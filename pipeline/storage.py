@@ -129,8 +129,8 @@ class Folder:
             path.write_bytes(data)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a value as indented JSON, atomically."""
-        self.write(name, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+        """Write a value as indented JSON, atomically, its keys in the order they are in."""
+        self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:

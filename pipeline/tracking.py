@@ -107,18 +107,19 @@ class MlflowTracker:
     _client: MlflowClient | None = None
     _experiment_id: str = ""
     _parent: str = ""
+    _workdir: str = ""
 
     def begin(self, name: str, config_text: str, tags: Mapping[str, str]) -> None:
-        """Open the parent run; parents that a killed driver left running here are closed as KILLED."""
+        """Open the parent run; runs of this workdir that a killed driver left running are closed as KILLED."""
         with _tolerating(self.warn):
             self._client = self._connect()
+            self._workdir = tags["smalti.workdir"]
             stale = self._client.search_runs(
                 [self._experiment_id],
                 filter_string=f"attributes.status = 'RUNNING' and tags.`smalti.workdir` = '{tags['smalti.workdir']}'",
             )
             for run in stale:
-                if run.data.tags.get("smalti.kind") == "pipeline":
-                    self._client.set_terminated(run.info.run_id, "KILLED")
+                self._client.set_terminated(run.info.run_id, "KILLED")
             run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "smalti.kind": "pipeline"})
             self._parent = run.info.run_id
             self._client.log_text(self._parent, config_text, "config.yaml")
@@ -135,6 +136,7 @@ class MlflowTracker:
                     self._client.update_run(run_id, status="RUNNING")
                     return _MlflowStage(self._client, run_id, self.warn)
             tags = {"mlflow.parentRunId": self._parent, "smalti.kind": "stage", "smalti.stage": name}
+            tags["smalti.workdir"] = self._workdir
             tags |= {f"smalti.input.{key}": digest for key, digest in inputs.items()}
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
             self._log_inputs(run.info.run_id, inputs)
@@ -176,7 +178,6 @@ class MlflowTracker:
             for name, digest in inputs.items()
         ]
         self._client.log_inputs(run_id, datasets)
-
 
 
 @dataclass

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from pipeline.config import load_config
@@ -102,3 +104,17 @@ def test_config_mistakes_name_key_value_and_remedy(tmp_path):
         load_config(ToyConfig, path, ["total.factor"])
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(ToyConfig, tmp_path / "absent.yaml")
+
+
+def test_a_kept_stage_stays_although_its_input_changed_but_not_when_its_config_did(numbers, tmp_path):
+    def keeping(**sections) -> Runner:
+        made = runner(numbers, tmp_path / "runs", **sections)
+        made.stages = [made.stages[0], dataclasses.replace(made.stages[1], keep=True)]
+        return made
+
+    keeping().run(["cut", "total"])
+    (numbers / "5.txt").write_text("50")
+    grown = keeping()
+    assert ran(grown.run(["cut", "total"])) == ["cut"]
+    assert grown.decide(grown.stages[1]).reason.startswith("kept")
+    assert ran(keeping(total={"factor": 3.0}).run(["cut", "total"])) == ["total"]

@@ -1,0 +1,1 @@
+"""Priors: models of the distribution of a picture's tokens."""

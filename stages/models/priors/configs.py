@@ -1,0 +1,45 @@
+"""Configuration of the priors, and the description that lies beside a trained one. Free of torch."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from pipeline.config import StrictModel
+from stages.models.vocabulary import TokenSpace
+
+
+class GPTConfig(StrictModel):
+    """A decoder-only transformer over condition and image tokens."""
+
+    num_layers: int = Field(default=6, gt=0)
+    """Transformer blocks."""
+    num_heads: int = Field(default=8, gt=0)
+    """Attention heads; they share the width evenly."""
+    width: int = Field(default=320, gt=0)
+    """Channels of the residual stream; the MLP is four times as wide."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of embedding and residual-branch values dropped in training. Attention weights are never dropped:
+    that would leave the fused attention kernel."""
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of training sequences whose condition becomes the null class; guidance needs more than 0."""
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> GPTConfig:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of num_heads {self.num_heads}: "
+                f"use {self.width - self.width % self.num_heads} or {self.width + -self.width % self.num_heads}"
+            )
+        return self
+
+
+class PriorDescription(TokenSpace):
+    """The content of a prior's `config.json`: the model, and the tokens that it was trained on."""
+
+    model: GPTConfig
+    """Architecture of the prior."""
+
+    @classmethod
+    def of(cls, model: GPTConfig, space: TokenSpace) -> PriorDescription:
+        """Describe a prior of architecture `model` over the tokens of `space`."""
+        return cls(model=model, **{name: getattr(space, name) for name in TokenSpace.model_fields})

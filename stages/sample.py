@@ -1,0 +1,220 @@
+"""Stage sample: draws pictures from the prior, decodes them, and lays them out for people and for evaluation."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from pipeline.artifacts import Artifact, Metrics, Output, UnitRecord
+from pipeline.config import StrictModel
+from pipeline.errors import ConfigError, StageError
+from pipeline.runtime import BoundRuntime
+from pipeline.units import Unit, Worker
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.models.priors.configs import PriorDescription
+    from stages.sampling.generator import Generator
+
+GRID_COLUMNS = 10
+GRID_ROWS = 24
+
+
+class SampleConfig(StrictModel):
+    """What is drawn, and how."""
+
+    num_samples: int = Field(default=256, ge=1)
+    """Pictures to draw. Raising it draws only the new ones."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes to draw, in turn. Default: all that the prior knows."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Together with a sample's id it decides all of the sample's noise."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits: below 1 the likelier codes gain."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Draw from the k likeliest codes alone. Default: from all."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Draw from the likeliest codes that together exceed this probability. Default: from all."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance: above 1 the class shows more and variety shrinks; 1 is none; 0 ignores the class."""
+    batch_size: int = Field(default=64, ge=1)
+    """Pictures that are drawn at once; a smaller last batch is padded to it. Changes last bits."""
+    samples_per_unit: int = Field(default=64, ge=1)
+    """Pictures of a unit: what a crash can cost, and what workers share out. A multiple of batch_size pads nothing."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of a worker on a CPU; more workers use more cores as well, and better. Changes last bits."""
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_are_named_once(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and (not classes or len(set(classes)) != len(classes)):
+            raise ValueError("name each class once; leave the key out for all classes")
+        return classes
+
+
+def sample(
+    config: SampleConfig, *, tokenizer: Artifact, prior: Artifact, output: Output, runtime: BoundRuntime
+) -> Metrics:
+    """Draw the samples in units of fixed id ranges, then a grid and a summary of all of them."""
+    from stages.models.priors.configs import PriorDescription
+
+    described = PriorDescription.model_validate(prior.read_json("config.json"))
+    classes = _check(config, described, tokenizer)
+    if config.num_samples % config.samples_per_unit:
+        output.warn(
+            f"num_samples {config.num_samples} is not a multiple of samples_per_unit {config.samples_per_unit}: "
+            f"raising it later draws the last {config.num_samples % config.samples_per_unit} again"
+        )
+    make_worker = functools.partial(load_generator, config, _local_folder(tokenizer), _local_folder(prior))
+    units = plan_units(config, classes, {"tokenizer": tokenizer.digest, "prior": prior.digest})
+    started = time.monotonic()
+    records = output.map_units(make_worker, units, runtime, label="sample")
+    seconds = time.monotonic() - started
+    if output.units_reused < len(records):
+        drawn = config.num_samples * (1 - output.units_reused / len(records))
+        output.notes["samples_per_second"] = round(drawn / seconds, 2)
+    bits = -sum(record.counts["log_likelihood"] for record in records) / math.log(2)
+    metrics: Metrics = {
+        "samples": config.num_samples,
+        "classes": len(classes),
+        "bits_per_token": bits / config.num_samples / described.num_tokens,
+    }
+    _write_grid(output, config, records, classes)
+    _write_summary(output, config, described, classes, metrics)
+    return metrics
+
+
+def plan_units(config: SampleConfig, classes: Sequence[str], digests: dict[str, str]) -> list[Unit]:
+    """Cut the ids into aligned blocks. A recipe knows its own ids and never how many samples there are in all."""
+    drawing = config.model_dump(mode="json", exclude={"num_samples", "samples_per_unit", "classes"})
+    return [
+        Unit(
+            name=f"sample-{first // config.samples_per_unit:06d}",
+            recipe={
+                **drawing,
+                **digests,
+                "classes": list(classes),
+                "first_id": first,
+                "count": min(config.samples_per_unit, config.num_samples - first),
+            },
+        )
+        for first in range(0, config.num_samples, config.samples_per_unit)
+    ]
+
+
+def load_generator(config: SampleConfig, tokenizer_folder: Path, prior_folder: Path, device: str) -> Worker:
+    """Load tokenizer and prior once; return the worker that draws one unit at a time."""
+    from stages.sampling.generator import Generator
+
+    return functools.partial(draw_unit, config, Generator.load(tokenizer_folder, prior_folder, device))
+
+
+def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Path) -> dict[str, Any]:
+    """Write the unit's pictures as a shard and its table as NAME.parquet; count samples and sum log-likelihoods."""
+    import torch
+
+    from stages.data.images import encode_image
+    from stages.data.shards import Sample, write_shard
+    from stages.data.tables import write_table
+    from stages.sampling.filters import LogitFilter
+
+    torch.set_num_threads(config.threads)
+    classes, first = unit.recipe["classes"], unit.recipe["first_id"]
+    ids = list(range(first, first + unit.recipe["count"]))
+    drawn = generator.generate(
+        [generator.classes.index(classes[i % len(classes)]) if classes else -1 for i in ids],
+        ids,
+        seed=config.seed,
+        logit_filter=LogitFilter(config.temperature, config.top_k, config.top_p),
+        guidance=config.guidance,
+        batch_size=config.batch_size,
+    )
+    write_shard(
+        folder,
+        unit.name,
+        [
+            Sample(key=key, label=label, caption=name, group=key, image=encode_image(picture_HWC, "png"))
+            for key, label, name, picture_HWC in zip(
+                drawn.keys, drawn.labels, drawn.classes, drawn.pictures_NHWC, strict=True
+            )
+        ],
+    )
+    write_table(folder / f"{unit.name}.parquet", drawn.table(), {"tokenizer": unit.recipe["tokenizer"]})
+    return {"samples": len(ids), "log_likelihood": float(drawn.log_likelihood_N.sum())}
+
+
+def _check(config: SampleConfig, prior: PriorDescription, tokenizer: Artifact) -> tuple[str, ...]:
+    """Return the names of the classes to draw. Raises ConfigError, StageError where something does not fit."""
+    if tokenizer.digest != prior.tokenizer:
+        raise StageError(
+            f"the prior learned tokens of tokenizer {prior.tokenizer[:12]}, this one is {tokenizer.digest[:12]}: "
+            "run --stages encode,prior"
+        )
+    unknown = sorted(set(config.classes or ()) - set(prior.classes))
+    if unknown:
+        known = ", ".join(prior.classes) or "none, it was trained without classes"
+        raise ConfigError(f"sample.classes: the prior knows no {', '.join(unknown)}; it knows {known}")
+    if config.guidance != 1 and not (prior.classes and prior.model.condition_dropout):
+        reason = "prior.model.condition_dropout was 0" if prior.classes else "it has no classes"
+        raise ConfigError(
+            f"sample.guidance={config.guidance} needs a prior that also learned to go without a class, but {reason}: "
+            "set sample.guidance=1, or train the prior with classes and condition_dropout=0.1"
+        )
+    return prior.classes if config.classes is None else config.classes
+
+
+def _local_folder(artifact: Artifact) -> Path:
+    artifact.local("config.json")
+    return artifact.local("model.safetensors").parent
+
+
+def _write_grid(output: Output, config: SampleConfig, records: Sequence[UnitRecord], classes: Sequence[str]) -> None:
+    """Write grid.png: a row for each class, or the first samples where there are none."""
+    from stages.data.images import decode_image, encode_image
+    from stages.data.shards import ShardReader
+    from stages.sampling.grid import draw_grid
+
+    @functools.cache
+    def reader(unit: int) -> ShardReader:
+        home = output.store.folder_of(records[unit].key)
+        local = {entry.path: home.local(entry.path) for entry in records[unit].files}
+        return ShardReader(local[f"{records[unit].name}.tar"])
+
+    def picture(sample_id: int) -> np.ndarray:
+        unit, place = divmod(sample_id, config.samples_per_unit)
+        return decode_image(reader(unit).read_image(place), 3)
+
+    names = classes[:GRID_ROWS]
+    places = [
+        [column * len(classes) + row if classes else row * GRID_COLUMNS + column for column in range(GRID_COLUMNS)]
+        for row in range(len(names) or GRID_COLUMNS)
+    ]
+    pictures = [[picture(i) for i in row if i < config.num_samples] for row in places]
+    pictures = [row for row in pictures if row]
+    output.write("grid.png", encode_image(draw_grid(pictures, names[: len(pictures)]), "png"))
+
+
+def _write_summary(
+    output: Output, config: SampleConfig, prior: PriorDescription, classes: Sequence[str], metrics: Metrics
+) -> None:
+    counts = Counter(classes[i % len(classes)] for i in range(config.num_samples)) if classes else {}
+    output.write_json(
+        "samples.json",
+        {
+            **config.model_dump(mode="json", exclude={"samples_per_unit"}),
+            "classes": dict(counts),
+            "bits_per_token": metrics["bits_per_token"],
+            "tokenizer": prior.tokenizer,
+            "image_size": prior.image_size,
+            "channels": prior.channels,
+            "grid": list(prior.grid),
+        },
+    )

@@ -1,0 +1,1 @@
+"""Drawing pictures: the token loop, its logit filters, its noise, and the Generator that holds them together."""

@@ -1,0 +1,124 @@
+"""A trained tokenizer and prior as one thing that draws pictures, for the sample stage and for anyone's own script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import ConfigError
+from stages.data.images import to_uint8
+from stages.models.priors.configs import PriorDescription
+from stages.models.priors.gpt import GPT
+from stages.models.tokenizer import Tokenizer
+from stages.sampling.filters import LogitFilter
+from stages.sampling.noise import GumbelNoise
+from stages.sampling.tokens import draw_tokens
+
+# Shapes: N samples, B batch, T image tokens, H W C picture.
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures and what is known of each."""
+
+    pictures_NHWC: np.ndarray
+    """uint8."""
+    ids: list[int]
+    seed: int
+    labels: list[int]
+    """-1: without a class."""
+    classes: list[str]
+    """The labels' names; empty without a class."""
+    log_likelihood_N: np.ndarray
+    """Nats of the whole token sequence given the class, float64."""
+    tokens_NT: np.ndarray
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the samples: `s` and the id."""
+        return [f"s{sample_id:08d}" for sample_id in self.ids]
+
+    def table(self) -> dict[str, Any]:
+        """Columns of the table that lies beside the pictures."""
+        return {
+            "id": self.ids,
+            "key": self.keys,
+            "seed": [self.seed] * len(self.ids),
+            "label": self.labels,
+            "class": self.classes,
+            "log_likelihood": self.log_likelihood_N,
+            "tokens": self.tokens_NT,
+        }
+
+
+class Generator:
+    """Draws pictures; the same (seed, id, label) gives the same picture in whatever company it is drawn."""
+
+    def __init__(self, tokenizer: Tokenizer, prior: GPT, classes: Sequence[str]) -> None:
+        self.tokenizer = tokenizer.eval()
+        self.prior = prior.eval()
+        self.classes = tuple(classes)
+        self.device = next(prior.parameters()).device
+
+    @classmethod
+    def load(cls, tokenizer_folder: Path, prior_folder: Path, device: str = "cpu") -> Generator:
+        """Load both from the folders of their artifacts. Raises ConfigError where they do not fit each other."""
+        tokenizer = Tokenizer.load(tokenizer_folder, device)
+        prior = PriorDescription.model_validate_json((prior_folder / "config.json").read_bytes())
+        ours, theirs = (tokenizer.num_codes, tuple(tokenizer.grid)), (prior.codebook_size, prior.grid)
+        if ours != theirs:
+            raise ConfigError(
+                f"the tokenizer in {tokenizer_folder} has codebook size and grid {ours}, the prior in {prior_folder} "
+                f"expects {theirs}: load the tokenizer that the prior was trained with, {prior.tokenizer[:12]}"
+            )
+        return cls(tokenizer, GPT.load(prior_folder, device), prior.classes)
+
+    def generate(
+        self,
+        labels: Sequence[int],
+        ids: Sequence[int],
+        *,
+        seed: int,
+        logit_filter: LogitFilter | None = None,
+        guidance: float = 1.0,
+        batch_size: int = 64,
+    ) -> Samples:
+        """Draw one picture for each (label, id); label -1 draws without a class.
+
+        Every batch has exactly `batch_size` rows, the last one padded: the order of additions in a matrix product
+        depends on its shape, so only a fixed shape gives the same bits wherever a sample lands.
+        """
+        unknown = sorted({label for label in labels if not -1 <= label < len(self.classes)})
+        if unknown:
+            raise ConfigError(f"labels {unknown} are unknown: use 0 to {len(self.classes) - 1}, or -1 for no class")
+        pictures, likelihoods, tokens = [], [], []
+        for start in range(0, len(ids), batch_size):
+            count = min(batch_size, len(ids) - start)
+            rows = [min(start + row, len(ids) - 1) for row in range(batch_size)]
+            labels_B = torch.tensor([labels[row] for row in rows], device=self.device)
+            tokens_BT, log_likelihood_B = draw_tokens(
+                self.prior,
+                self.prior.vocabulary.condition(labels_B),
+                GumbelNoise(seed, [ids[row] for row in rows]),
+                logit_filter=logit_filter,
+                guidance=guidance,
+            )
+            with torch.inference_mode():
+                x_BCHW = self.tokenizer.decode(tokens_BT.view(batch_size, *self.tokenizer.grid))
+            pictures.append(to_uint8(x_BCHW)[:count])
+            likelihoods.append(log_likelihood_B[:count].cpu().numpy())
+            tokens.append(tokens_BT[:count].cpu().numpy())
+        return Samples(
+            pictures_NHWC=np.concatenate(pictures),
+            ids=list(ids),
+            seed=seed,
+            labels=list(labels),
+            classes=[self.classes[label] if label >= 0 else "" for label in labels],
+            log_likelihood_N=np.concatenate(likelihoods),
+            tokens_NT=np.concatenate(tokens),
+        )

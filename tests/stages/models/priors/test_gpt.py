@@ -1,0 +1,207 @@
+"""The GPT prior against a naive transformer, its cache, its dropout, its files."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from stages.models.priors.configs import GPTConfig, PriorDescription
+from stages.models.priors.gpt import GPT, token_nats
+from stages.models.vocabulary import TokenSpace, Vocabulary
+
+VOCABULARY = Vocabulary(num_codes=11, num_classes=3)
+NUM_TOKENS = 9
+
+
+def make_gpt(*, dropout: float = 0.0, condition_dropout: float = 0.0) -> GPT:
+    """A float64 model whose logits are far from uniform."""
+    torch.manual_seed(0)
+    config = GPTConfig(num_layers=2, num_heads=2, width=16, dropout=dropout, condition_dropout=condition_dropout)
+    model = GPT(config, vocabulary=VOCABULARY, num_tokens=NUM_TOKENS).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+def some_batch(size: int = 5) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    condition_BC = VOCABULARY.condition(torch.randint(-1, 3, (size,)))
+    return condition_BC, torch.randint(0, 11, (size, NUM_TOKENS))
+
+
+def naive_logits(model: GPT, condition: list[int], tokens: list[int]) -> Tensor:
+    """Logits of every image token of one sequence, one position and one head at a time."""
+    weights = model.state_dict()
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        scaled = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
+
+    inputs = [*condition, *tokens[:-1]]
+    table, positions = weights["token_embedding.weight"], weights["position_embedding_PW"]
+    xs = [table[token] + positions[p] for p, token in enumerate(inputs)]
+    for block in ("blocks.0", "blocks.1"):
+        qkv = [linear(norm(x, f"{block}.attention_norm"), f"{block}.attention.qkv").split(16) for x in xs]
+        for p in range(len(xs)):
+            heads = []
+            for head in (slice(0, 8), slice(8, 16)):
+                scores = torch.stack([qkv[p][0][head] @ qkv[q][1][head] / math.sqrt(8) for q in range(p + 1)])
+                shares = scores.exp() / scores.exp().sum()
+                heads.append(sum(share * qkv[q][2][head] for q, share in enumerate(shares)))
+            xs[p] = xs[p] + linear(torch.cat(heads), f"{block}.attention.out")
+        for p, x in enumerate(xs):
+            hidden = linear(norm(x, f"{block}.mlp_norm"), f"{block}.mlp.0")
+            hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+            xs[p] = x + linear(hidden, f"{block}.mlp.2")
+    return torch.stack([weights["head.weight"] @ norm(x, "norm") for x in xs[len(condition) - 1 :]])
+
+
+def test_forward_equals_a_naive_transformer() -> None:
+    model = make_gpt()
+    condition_BC, tokens_BT = some_batch()
+    logits_BTV = model(condition_BC, tokens_BT)
+    assert logits_BTV.shape == (5, NUM_TOKENS, 11)
+    for n in range(5):
+        expected_TV = naive_logits(model, condition_BC[n].tolist(), tokens_BT[n].tolist())
+        torch.testing.assert_close(logits_BTV[n], expected_TV, rtol=0, atol=1e-11)
+
+
+@torch.inference_mode()
+def test_cached_steps_equal_the_uncached_forward() -> None:
+    model = make_gpt()
+    condition_BC, tokens_BT = some_batch()
+    cache = model.new_cache(5)
+    cached = [model.prefill(condition_BC, cache)]
+    cached += [model.step(tokens_BT[:, t], t, cache) for t in range(NUM_TOKENS - 1)]
+    torch.testing.assert_close(torch.stack(cached, dim=1), model(condition_BC, tokens_BT), rtol=0, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_greedy_tokens_are_the_same_with_and_without_cache() -> None:
+    model = make_gpt()
+    condition_BC, _ = some_batch(20)
+    cache = model.new_cache(20)
+    tokens_BT = torch.zeros(20, NUM_TOKENS, dtype=torch.long)
+    logits_BV = model.prefill(condition_BC, cache)
+    for t in range(NUM_TOKENS):
+        tokens_BT[:, t] = logits_BV.argmax(-1)
+        assert torch.equal(tokens_BT[:, t], model(condition_BC, tokens_BT)[:, t].argmax(-1))
+        if t + 1 < NUM_TOKENS:
+            logits_BV = model.step(tokens_BT[:, t], t, cache)
+
+
+def test_a_reused_cache_forgets_the_sequence_before() -> None:
+    model = make_gpt()
+    condition_BC, tokens_BT = some_batch()
+    cache = model.new_cache(5)
+    first = model.prefill(condition_BC, cache).detach()
+    for t in range(NUM_TOKENS - 1):
+        model.step(tokens_BT[:, t], t, cache)
+    assert torch.equal(model.prefill(condition_BC, cache), first)
+
+
+def test_a_token_changes_only_the_logits_after_it() -> None:
+    model = make_gpt()
+    condition_BC, tokens_BT = some_batch()
+    changed_BT = tokens_BT.clone()
+    changed_BT[:, 4] = (changed_BT[:, 4] + 1) % 11
+    moved_BT = (model(condition_BC, tokens_BT) - model(condition_BC, changed_BT)).abs().amax(-1) > 0
+    assert not moved_BT[:, :5].any()
+    assert moved_BT[:, 5:].all()
+
+
+def test_loss_is_the_negative_log_likelihood_in_nats() -> None:
+    model = make_gpt()
+    condition_BC, tokens_BT = some_batch()
+    mean, nats_BT = model.loss(condition_BC, tokens_BT)
+    probabilities_BTV = model(condition_BC, tokens_BT).softmax(-1)
+    for n in range(5):
+        for t in range(NUM_TOKENS):
+            assert nats_BT[n, t].item() == pytest.approx(-math.log(probabilities_BTV[n, t, tokens_BT[n, t]].item()))
+    assert mean.item() == pytest.approx(nats_BT.mean().item())
+
+
+def test_low_precision_logits_are_judged_in_float32() -> None:
+    logits_BTV = torch.randn(2, 3, 11, dtype=torch.bfloat16)
+    nats_BT = token_nats(logits_BTV, torch.zeros(2, 3, dtype=torch.long))
+    assert nats_BT.dtype == torch.float32
+    torch.testing.assert_close(nats_BT, -logits_BTV.float().log_softmax(-1)[:, :, 0])
+
+
+def test_every_parameter_learns() -> None:
+    model = make_gpt()
+    loss, _ = model.loss(*some_batch(40))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_an_untrained_model_is_nearly_uniform() -> None:
+    model = GPT(GPTConfig(num_layers=2, num_heads=2, width=16), vocabulary=VOCABULARY, num_tokens=NUM_TOKENS).eval()
+    loss, _ = model.loss(*some_batch(50))
+    assert loss.item() == pytest.approx(math.log(11), abs=0.02)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = make_gpt(dropout=0.3)
+    batch = some_batch()
+    assert torch.equal(model(*batch), model(*batch))
+    model.train()
+    assert not torch.equal(model(*batch), model(*batch))
+
+
+def test_condition_dropout_replaces_its_share_of_conditions_in_training_only() -> None:
+    model = make_gpt(condition_dropout=0.25)
+    condition_BC = VOCABULARY.condition(torch.ones(4000, dtype=torch.long))
+    tokens_BT = torch.zeros(4000, NUM_TOKENS, dtype=torch.long)
+    with torch.no_grad():
+        conditional_V = model(condition_BC[:1], tokens_BT[:1])[0, 0]
+        unconditional_V = model(VOCABULARY.null_condition(condition_BC[:1]), tokens_BT[:1])[0, 0]
+        model.train()
+        first_BV = model(condition_BC, tokens_BT)[:, 0]
+    dropped_B = (first_BV - unconditional_V).abs().amax(-1) < 1e-9
+    kept_B = (first_BV - conditional_V).abs().amax(-1) < 1e-9
+    assert torch.equal(dropped_B, ~kept_B)
+    assert dropped_B.double().mean().item() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+
+
+def test_only_weights_of_matrix_products_decay() -> None:
+    model = make_gpt()
+    decayed, others = model.optimizer_groups(0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+    linear = ("attention.qkv", "attention.out", "mlp.0", "mlp.2")
+    expected = {f"blocks.{n}.{layer}.weight" for n in range(2) for layer in linear} | {"head.weight"}
+    assert {names[id(parameter)] for parameter in decayed["params"]} == expected
+    assert {names[id(parameter)] for parameter in others["params"]} == set(names.values()) - expected
+
+
+def test_a_loaded_model_gives_the_same_logits_and_its_files_are_reproducible(tmp_path: Path) -> None:
+    space = TokenSpace(
+        tokenizer="d" * 64, codebook_size=11, grid=(3, 3), classes=("a", "b", "c"), image_size=12, channels=3
+    )
+    model = make_gpt().float()
+    description = PriorDescription.of(model.config, space)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name, description)
+    loaded = GPT.load(tmp_path / "one")
+    assert torch.equal(loaded(*some_batch()), model(*some_batch()))
+    assert not loaded.training
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with safe_open(tmp_path / "one" / "model.safetensors", "pt") as file:
+        assert file.metadata() is None
+    assert PriorDescription.model_validate_json((tmp_path / "one" / "config.json").read_bytes()) == description
+
+
+def test_a_width_that_heads_cannot_share_is_refused_with_the_nearest_ones() -> None:
+    with pytest.raises(ValidationError, match="width 100 is not a multiple of num_heads 8: use 96 or 104"):
+        GPTConfig(width=100, num_heads=8)

@@ -1,0 +1,65 @@
+"""The Generator: loading, fixed batch shapes, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError
+from stages.models.priors.configs import PriorDescription
+from stages.models.priors.gpt import GPT
+from stages.sampling.generator import Generator
+from tests.stages.tiny import tiny_prior, tiny_tokenizer
+
+
+def folder_of(artifact: Artifact) -> Path:
+    return artifact.local("model.safetensors").parent
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    workdir = tmp_path_factory.mktemp("generator")
+    tokenizer = tiny_tokenizer(workdir)
+    return Generator.load(folder_of(tokenizer), folder_of(tiny_prior(workdir, tokenizer)))
+
+
+def test_a_sample_has_the_same_bits_in_whatever_company_it_is_drawn(generator: Generator) -> None:
+    labels = [n % 3 for n in range(10)]
+    whole = generator.generate(labels, range(10), seed=3, batch_size=4)
+    alone = generator.generate([labels[7]], [7], seed=3, batch_size=4)
+    assert np.array_equal(alone.pictures_NHWC[0], whole.pictures_NHWC[7])
+    assert np.array_equal(alone.tokens_NT[0], whole.tokens_NT[7])
+    assert alone.log_likelihood_N[0] == whole.log_likelihood_N[7]
+
+
+def test_seeds_and_ids_give_different_pictures(generator: Generator) -> None:
+    one = generator.generate([0] * 6, range(6), seed=3, batch_size=6)
+    other = generator.generate([0] * 6, range(6), seed=4, batch_size=6)
+    assert len(np.unique(one.tokens_NT, axis=0)) > 3
+    assert not np.array_equal(one.tokens_NT, other.tokens_NT)
+
+
+def test_pictures_have_the_size_and_range_of_the_tokenizers(generator: Generator) -> None:
+    drawn = generator.generate([0, -1], [5, 6], seed=0, batch_size=2)
+    assert drawn.pictures_NHWC.shape == (2, 16, 16, 3)
+    assert drawn.pictures_NHWC.dtype == np.uint8
+    assert drawn.classes == ["cats", ""]
+    assert drawn.keys == ["s00000005", "s00000006"]
+    assert list(drawn.table()) == ["id", "key", "seed", "label", "class", "log_likelihood", "tokens"]
+
+
+def test_an_unknown_label_is_refused(generator: Generator) -> None:
+    with pytest.raises(ConfigError, match=r"labels \[3\] are unknown: use 0 to 2"):
+        generator.generate([0, 3], [0, 1], seed=0)
+
+
+def test_a_tokenizer_that_does_not_fit_the_prior_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    fitting = tiny_prior(tmp_path, tokenizer)
+    text = (folder_of(fitting) / "config.json").read_bytes()
+    description = PriorDescription.model_validate_json(text).model_copy(update={"codebook_size": 21})
+    (tmp_path / "other").mkdir()
+    GPT.build(description).save(tmp_path / "other", description)
+    with pytest.raises(ConfigError, match=r"\(20, \(2, 2\)\), the prior in .* expects \(21, \(2, 2\)\)"):
+        Generator.load(folder_of(tokenizer), tmp_path / "other")

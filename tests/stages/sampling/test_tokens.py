@@ -1,0 +1,128 @@
+"""The token loop: exact frequencies, guidance, likelihood, independence of the batch."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from pipeline.errors import StageError
+from stages.models.priors.configs import GPTConfig
+from stages.models.priors.gpt import GPT
+from stages.models.vocabulary import Vocabulary
+from stages.sampling.filters import LogitFilter
+from stages.sampling.noise import GumbelNoise
+from stages.sampling.tokens import draw_tokens
+
+
+def make_gpt(num_codes: int = 40, num_tokens: int = 12, std: float = 0.3, dtype: torch.dtype = torch.float64) -> GPT:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(num_codes=num_codes, num_classes=3)
+    config = GPTConfig(num_layers=2, num_heads=2, width=32, condition_dropout=0.1)
+    model = GPT(config, vocabulary=vocabulary, num_tokens=num_tokens).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+def draw(model: GPT, ids: list[int], **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+    labels_B = torch.tensor([sample % 3 for sample in ids])
+    condition_BC = model.vocabulary.condition(labels_B)
+    return draw_tokens(model, condition_BC, GumbelNoise(5, ids), **options)  # type: ignore[arg-type]
+
+
+def test_frequencies_are_the_exact_probabilities() -> None:
+    model = make_gpt(num_codes=3, num_tokens=3)
+    condition_BC = model.vocabulary.condition(torch.zeros(1, dtype=torch.long))
+    sequences_ST = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    with torch.no_grad():
+        _, nats_ST = model.loss(condition_BC.expand(27, 1), sequences_ST)
+    probabilities_S = (-nats_ST.sum(1)).exp().numpy()
+    assert probabilities_S.sum() == pytest.approx(1)
+    drawn_BT, _ = draw_tokens(model, condition_BC.expand(20000, 1), GumbelNoise(0, range(20000)))
+    counts = np.bincount((drawn_BT * torch.tensor([9, 3, 1])).sum(1).numpy(), minlength=27)
+    large = probabilities_S * 20000 >= 5
+    observed = [*counts[large], counts[~large].sum()]
+    expected = [*probabilities_S[large] * 20000, probabilities_S[~large].sum() * 20000]
+    if expected[-1] < 5:
+        observed, expected = [*observed[:-2], sum(observed[-2:])], [*expected[:-2], sum(expected[-2:])]
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    assert probabilities_S.max() > 0.05  # far from uniform, so the test can fail
+
+
+def test_tokens_are_those_of_a_loop_without_cache() -> None:
+    model, ids = make_gpt(), list(range(10))
+    logit_filter, scale = LogitFilter(0.8, 20, 0.95), 2.0
+    tokens_BT, _ = draw(model, ids, logit_filter=logit_filter, guidance=scale)
+    condition_BC = model.vocabulary.condition(torch.tensor([sample % 3 for sample in ids]))
+    expected_BT = torch.zeros(10, 12, dtype=torch.long)
+    for t in range(12):
+        with torch.no_grad():
+            conditional_BV = model(condition_BC, expected_BT)[:, t]
+            unconditional_BV = model(model.vocabulary.null_condition(condition_BC), expected_BT)[:, t]
+        guided_BV = (1 - scale) * unconditional_BV + scale * conditional_BV
+        noise_BV = torch.from_numpy(GumbelNoise(5, ids).at(t, 40))
+        expected_BT[:, t] = (logit_filter(guided_BV) + noise_BV).argmax(-1)
+    assert torch.equal(tokens_BT, expected_BT)
+
+
+def test_batches_of_1_7_and_64_draw_the_same_tokens_in_float64() -> None:
+    model = make_gpt()
+    whole_BT, likelihood_B = draw(model, list(range(64)), guidance=1.5)
+    for size, number in ((1, 16), (7, 64)):
+        for start in range(0, number, size):
+            ids = list(range(start, min(start + size, number)))
+            tokens_BT, part_B = draw(model, ids, guidance=1.5)
+            assert torch.equal(tokens_BT, whole_BT[ids])
+            torch.testing.assert_close(part_B, likelihood_B[ids], rtol=0, atol=1e-10)
+
+
+def test_a_row_has_the_same_bits_in_any_company_of_the_same_size() -> None:
+    model = make_gpt(dtype=torch.float32)
+    one = draw(model, [3, 9, 21, 6])
+    other = draw(model, [6, 0, 3, 12])
+    for mine, theirs in ((0, 2), (3, 0)):
+        assert torch.equal(one[0][mine], other[0][theirs])
+        assert torch.equal(one[1][mine], other[1][theirs])
+
+
+def test_guidance_1_equals_none_bit_for_bit() -> None:
+    model, ids = make_gpt(dtype=torch.float32), list(range(8))
+    plain, guided = draw(model, ids), draw(model, ids, guidance=1.0)
+    assert all(torch.equal(one, other) for one, other in zip(plain, guided, strict=True))
+
+
+def test_guidance_0_equals_the_unconditional_prior() -> None:
+    model, ids = make_gpt(), list(range(30))
+    null_BC = model.vocabulary.condition(torch.full((30,), -1))
+    unconditional_BT, _ = draw_tokens(model, null_BC, GumbelNoise(5, ids))
+    conditional_BT, _ = draw(model, ids)
+    guided_BT, _ = draw(model, ids, guidance=0.0)
+    assert torch.equal(guided_BT, unconditional_BT)
+    assert not torch.equal(guided_BT, conditional_BT)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_likelihood_is_that_of_the_conditional_prior_without_filters(guidance: float) -> None:
+    model, ids = make_gpt(), list(range(8))
+    tokens_BT, log_likelihood_B = draw(model, ids, guidance=guidance, logit_filter=LogitFilter(0.7, 5))
+    condition_BC = model.vocabulary.condition(torch.tensor([sample % 3 for sample in ids]))
+    with torch.no_grad():
+        _, nats_BT = model.loss(condition_BC, tokens_BT)
+    assert log_likelihood_B.dtype == torch.float64
+    torch.testing.assert_close(log_likelihood_B, -nats_BT.sum(1), rtol=0, atol=1e-10)
+
+
+def test_top_k_1_is_greedy_whatever_the_noise() -> None:
+    model, ids = make_gpt(), [0, 3, 6]
+    tokens_BT, _ = draw(model, ids, logit_filter=LogitFilter(top_k=1))
+    assert torch.equal(tokens_BT[0], tokens_BT[1]) and torch.equal(tokens_BT[0], tokens_BT[2])
+
+
+def test_a_diverged_prior_is_refused() -> None:
+    model = make_gpt()
+    model.head.weight.data[0, 0] = math.nan
+    with pytest.raises(StageError, match="not finite"):
+        draw(model, [0])

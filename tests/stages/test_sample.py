@@ -1,0 +1,204 @@
+"""The sample stage: what is drawn, only what is missing, refusals, and the same bytes after a crash."""
+
+import math
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError, StageError
+from pipeline.runner import run_stage
+from pipeline.runtime import LocalRuntime
+from pipeline.stage import Stage
+from stages import sample as sample_module
+from stages.data.images import decode_image, to_uint8
+from stages.data.shards import ShardReader, open_split
+from stages.data.tables import read_table
+from stages.models.priors.gpt import GPT
+from stages.models.tokenizer import Tokenizer
+from stages.sample import SampleConfig, plan_units, sample
+from tests.stages.tiny import tiny_prior, tiny_tokenizer
+
+CONFIG = SampleConfig(num_samples=8, batch_size=3, samples_per_unit=4, seed=11)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    workdir = tmp_path_factory.mktemp("sample")
+    tokenizer = tiny_tokenizer(workdir)
+    return {"tokenizer": tokenizer, "prior": tiny_prior(workdir, tokenizer)}
+
+
+def run(inputs: dict[str, Artifact], workdir: Path, **changes: Any) -> Artifact:
+    stage = Stage("sample", sample, SampleConfig(**{**CONFIG.model_dump(), **changes}), inputs)  # type: ignore[arg-type]
+    return run_stage(stage, inputs, str(workdir), LocalRuntime())
+
+
+def table(artifact: Artifact) -> dict[str, list[Any]]:
+    parts = [read_table(artifact.local(entry.path)) for _, entry in artifact.unit_files(".parquet")]
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def test_classes_are_drawn_in_turn_and_described_in_the_table(made: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(made, tmp_path)
+    rows = table(artifact)
+    assert rows["id"] == list(range(8))
+    assert rows["key"][7] == "s00000007"
+    assert rows["seed"] == [11] * 8
+    assert rows["label"] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert rows["class"] == [("cats", "dogs", "owls")[n % 3] for n in range(8)]
+    assert artifact.metrics["samples"] == 8
+    assert artifact.metrics["classes"] == 3
+    assert artifact.notes["samples_per_second"] > 0
+
+
+def test_the_table_holds_tokens_and_their_likelihood_under_the_prior(made: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(made, tmp_path, temperature=0.8, top_k=10, guidance=2.0)
+    rows = table(artifact)
+    prior = GPT.load(made["prior"].local("model.safetensors").parent)
+    tokens_NT = torch.from_numpy(np.stack(rows["tokens"])).long()
+    with torch.no_grad():
+        _, nats_NT = prior.loss(prior.vocabulary.condition(torch.tensor(rows["label"])), tokens_NT)
+    np.testing.assert_allclose(rows["log_likelihood"], -nats_NT.sum(1).numpy(), rtol=1e-5)
+    assert artifact.metrics["bits_per_token"] == pytest.approx(nats_NT.mean().item() / math.log(2), rel=1e-5)
+
+
+def test_pictures_are_the_decoded_tokens_in_shard_format(made: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(made, tmp_path)
+    rows = table(artifact)
+    tokenizer = Tokenizer.load(made["tokenizer"].local("model.safetensors").parent)
+    readers = [ShardReader(shard) for shard in open_split(artifact, "sample")]
+    samples = [reader[i] for reader in readers for i in range(len(reader))]
+    assert [row.key for row in samples] == rows["key"]
+    assert [row.label for row in samples] == rows["label"]
+    assert [row.caption for row in samples] == rows["class"]
+    for drawn, tokens_T in zip(samples, rows["tokens"], strict=True):
+        expected_HWC = to_uint8(tokenizer.decode(torch.from_numpy(np.array(tokens_T)).long().view(1, 2, 2)))[0]
+        difference_HWC = decode_image(drawn.image, 3).astype(int) - expected_HWC
+        assert abs(difference_HWC).max() <= 1  # another batch shape may round the other way
+
+
+def test_more_samples_draw_only_the_new_ones(made: dict[str, Artifact], tmp_path: Path) -> None:
+    before, after = run(made, tmp_path), run(made, tmp_path, num_samples=12)
+    assert after.notes["units_reused"] == 2
+    assert after.units[:2] == before.units
+    assert table(after)["id"] == list(range(12))
+    assert before.notes["warnings"] == after.notes["warnings"] == []
+
+
+def test_a_ragged_number_draws_only_the_ragged_unit_again_and_says_so(
+    made: dict[str, Artifact], tmp_path: Path
+) -> None:
+    ragged, full = run(made, tmp_path, num_samples=6), run(made, tmp_path, num_samples=8)
+    assert "num_samples 6 is not a multiple of samples_per_unit 4" in ragged.notes["warnings"][0]
+    assert full.notes["units_reused"] == 1
+    assert table(ragged)["id"] == list(range(6))
+    for column in ("label", "log_likelihood"):
+        assert table(full)[column][:6] == table(ragged)[column]
+
+
+def test_recipes_do_not_know_how_many_samples_there_are() -> None:
+    few, many = (
+        plan_units(CONFIG.model_copy(update={"num_samples": number}), ["a", "b"], {"prior": "p"}) for number in (8, 80)
+    )
+    assert few == many[:2]
+    assert plan_units(CONFIG.model_copy(update={"seed": 12}), ["a", "b"], {"prior": "p"})[0].recipe != few[0].recipe
+
+
+def test_samples_do_not_depend_on_how_they_are_cut_into_units(made: dict[str, Artifact], tmp_path: Path) -> None:
+    one, other = run(made, tmp_path), run(made, tmp_path, samples_per_unit=5)
+    assert table(one)["log_likelihood"] == table(other)["log_likelihood"]
+    assert np.array_equal(table(one)["tokens"], table(other)["tokens"])
+
+
+def test_workers_in_any_order_give_the_same_bytes(made: dict[str, Artifact], tmp_path: Path) -> None:
+    class TwoWorkersBackwards(LocalRuntime):
+        def map_units(self, store: Any, make_worker: Any, units: Any, reporter: Any, *, gpu: bool = True) -> Any:
+            workers = [make_worker("cpu"), make_worker("cpu")]
+            for n, unit in enumerate(reversed(units)):
+                yield store.make(unit, workers[n % 2])
+
+    config = CONFIG.model_copy(update={"num_samples": 12})
+    stage = Stage("sample", sample, config, made)  # type: ignore[arg-type]
+    shared = run_stage(stage, made, str(tmp_path / "shared"), TwoWorkersBackwards())
+    assert shared.digest == run(made, tmp_path / "whole", num_samples=12).digest
+
+
+def sample_and_die(inputs: dict[str, Artifact], workdir: Path) -> None:
+    original = sample_module.draw_unit
+
+    def killed_after_writing_the_second(*arguments: Any) -> Any:
+        counts = original(*arguments)
+        if arguments[2].name == "sample-000001":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return counts
+
+    sample_module.draw_unit = killed_after_writing_the_second
+    run(inputs, workdir)
+
+
+@pytest.mark.slow
+def test_killed_sample_resumes_to_the_same_bytes(made: dict[str, Artifact], tmp_path: Path) -> None:
+    uninterrupted = run(made, tmp_path / "whole")
+    child = multiprocessing.get_context("spawn").Process(target=sample_and_die, args=(made, tmp_path / "killed"))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    resumed = run(made, tmp_path / "killed")
+    assert resumed.notes["units_reused"] == 1
+    assert resumed.digest == uninterrupted.digest
+    assert resumed.files == uninterrupted.files
+
+
+def test_chosen_classes_alone_are_drawn(made: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(made, tmp_path, classes=("owls", "cats"))
+    assert table(artifact)["label"] == [2, 0] * 4
+    summary = artifact.read_json("samples.json")
+    assert summary["classes"] == {"owls": 4, "cats": 4}
+    assert summary["num_samples"] == sum(Counter(summary["classes"]).values())
+    assert summary["tokenizer"] == made["tokenizer"].digest
+
+
+def test_a_prior_without_classes_draws_unlabelled_pictures(made: dict[str, Artifact], tmp_path: Path) -> None:
+    prior = tiny_prior(tmp_path, made["tokenizer"], classes=())
+    artifact = run({**made, "prior": prior}, tmp_path)
+    assert table(artifact)["label"] == [-1] * 8
+    assert table(artifact)["class"] == [""] * 8
+    assert artifact.metrics["classes"] == 0
+    assert Image.open(artifact.local("grid.png")).width > 8 * 64
+
+
+def test_the_grid_has_a_row_for_each_class(made: dict[str, Artifact], tmp_path: Path) -> None:
+    grid = Image.open(run(made, tmp_path).local("grid.png"))
+    assert grid.height == 2 * 16 + 3 * 64 + 2 * 6
+    assert grid.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_an_unknown_class_is_refused_with_the_known_ones(made: dict[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="knows no bats; it knows cats, dogs, owls"):
+        run(made, tmp_path, classes=("cats", "bats"))
+
+
+def test_guidance_needs_a_prior_with_condition_dropout(made: dict[str, Artifact], tmp_path: Path) -> None:
+    undropped = tiny_prior(tmp_path, made["tokenizer"], condition_dropout=0.0)
+    with pytest.raises(ConfigError, match=r"condition_dropout was 0: set sample\.guidance=1"):
+        run({**made, "prior": undropped}, tmp_path, guidance=2.0)
+    unlabelled = tiny_prior(tmp_path, made["tokenizer"], classes=())
+    with pytest.raises(ConfigError, match="it has no classes"):
+        run({**made, "prior": unlabelled}, tmp_path, guidance=2.0)
+
+
+def test_another_tokenizer_than_the_priors_is_refused(made: dict[str, Artifact], tmp_path: Path) -> None:
+    other = tiny_tokenizer(tmp_path, seed=1)
+    with pytest.raises(
+        StageError, match=f"learned tokens of tokenizer .*{other.digest[:12]}: run --stages encode,prior"
+    ):
+        run({**made, "tokenizer": other}, tmp_path)
