@@ -1,0 +1,58 @@
+"""Configuration of the prior's training. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import StrictModel
+from stages.models.priors.configs import GPTConfig
+
+
+class PriorConfig(StrictModel):
+    """How the prior learns the tokens."""
+
+    model: GPTConfig = GPTConfig()
+    """The network. Its `condition_dropout` is drawn from the seed and a sequence's place in the order."""
+    steps: int = Field(default=600, ge=1)
+    """Updates, unless `patience` ends training earlier. Raising it goes on from the last checkpoint."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures of one update, over all ranks."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """AdamW's peak learning rate."""
+    min_learning_rate: float = Field(default=1e-4, ge=0)
+    """Where the cosine ends."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Updates over which the learning rate rises linearly."""
+    schedule_steps: int | None = Field(default=600, ge=1)
+    """Update at which the learning rate has fallen along a cosine to `min_learning_rate`, where it stays; null: it
+    stays at its peak. Not derived from `steps`, so that raising `steps` goes on with the same run."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decay of the weights of matrix products; embeddings, norms and biases do not decay."""
+    clip_gradient: float | None = Field(default=1.0, gt=0)
+    """Largest norm of an update's gradient; longer ones are scaled down. Null: never."""
+    validate_every: int = Field(default=50, ge=1)
+    """Updates between measurements on the validation tokens."""
+    record_every: int = Field(default=10, ge=1)
+    """Updates between rows of the history; each averages over the updates since the row before."""
+    patience: int | None = Field(default=5, ge=1)
+    """Validations in a row without a new best after which training ends. Null: only `steps` ends it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network. bf16 pays on GPUs, and on CPUs with AMX or AVX512-BF16; elsewhere it is far slower."""
+    seed: int = Field(default=0, ge=0)
+    """Decides weights, order, dropout."""
+
+    @model_validator(mode="after")
+    def _schedule_rises_then_falls(self) -> PriorConfig:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: lower it, "
+                "or set schedule_steps to null for a constant learning rate"
+            )
+        if self.schedule_steps is not None and self.schedule_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule_steps {self.schedule_steps} ends before warmup_steps {self.warmup_steps}: "
+                "raise the first or lower the second"
+            )
+        return self

@@ -1,0 +1,310 @@
+"""The prior's training: it learns, and killing, pausing, splitting it over ranks does not change what it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.artifacts import Artifact
+from pipeline.config import ClusterConfig
+from pipeline.errors import ConfigError, DataError, Interrupted, StageError
+from pipeline.runtime import Rank
+from pipeline.storage import Folder
+from stages.models.priors.configs import GPTConfig
+from stages.models.vocabulary import TokenCorpus
+from stages.training.prior import PriorJob, train_prior_loop
+from stages.training.prior_config import PriorConfig
+from stages.training.prior_state import out_of_patience
+from stages.training.token_data import drawn_below, read_split
+from tests.stages.training.corpora import make_corpus
+from tests.stages.training.gangs import RecordingReporter, processes, rank_of, run_gang
+
+MODEL = GPTConfig(num_layers=2, num_heads=2, width=32, dropout=0.1, condition_dropout=0.2)
+
+
+def job_at(place: Path, tokens: Artifact, cluster: ClusterConfig | None = None, **settings: Any) -> PriorJob:
+    keys = {"model": MODEL, "steps": 36, "batch_size": 10, "warmup_steps": 4, "schedule_steps": 40, "validate_every": 8}
+    return PriorJob(
+        config=PriorConfig(**{**keys, "record_every": 5, "learning_rate": 3e-3, **settings}),
+        corpus=TokenCorpus.model_validate(tokens.read_json("tokens.json")),
+        tokens=tokens,
+        folder=Folder.at(place),
+        cluster=cluster or ClusterConfig(checkpoint_every=7),
+    )
+
+
+def train(job: PriorJob, reporter: RecordingReporter | None = None, attempt: str = "000001-000") -> dict[str, Any]:
+    return train_prior_loop(job, rank_of(attempt=attempt), reporter or RecordingReporter())
+
+
+def result_bytes(job: PriorJob, trained: dict[str, Any]) -> dict[str, bytes]:
+    folder = job.folder / trained["result"]
+    return {name: folder.read(name) for name in folder.names()}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokens: Artifact, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    job = job_at(tmp_path_factory.mktemp("uninterrupted"), tokens)
+    return result_bytes(job, train(job))
+
+
+def test_it_approaches_the_entropy_of_the_corpus(tmp_path: Path) -> None:
+    tokens = make_corpus(tmp_path, train_tables=(500, 700))
+    job = job_at(tmp_path / "prior", tokens, steps=250, schedule_steps=250, batch_size=32, validate_every=50)
+
+    trained = train(job)
+
+    # 3 bits for the first token, 1 for each of the 11 others: 1.167 bits a token; guessing costs 3.
+    assert 1.1 < trained["metrics"]["bits_per_token"] < 1.3
+    likelihood = json.loads((job.folder / trained["result"]).read("likelihood.json"))
+    positions = np.asarray(likelihood["bits_per_position"])
+    assert positions.shape == (3, 4)
+    assert 2.8 < positions[0, 0] < 3.4
+    assert np.all(positions.flatten()[1:] < 1.5)
+    assert likelihood["num_pictures"] == 40
+    assert likelihood["bits_per_picture"] == pytest.approx(12 * trained["metrics"]["bits_per_token"])
+
+
+def test_paused_and_resumed_equals_uninterrupted_bit_for_bit(
+    tokens: Artifact, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    job = job_at(tmp_path, tokens)
+    reporter = RecordingReporter(stop_after=17)
+    with pytest.raises(Interrupted):
+        train(job, reporter)
+    again = RecordingReporter()
+
+    trained = train(job, again, "000002-000")
+
+    assert result_bytes(job, trained) == uninterrupted
+    assert again.steps_seen[0] == 20
+    rows = [json.loads(line) for line in uninterrupted["history.jsonl"].splitlines()]
+    assert {json.dumps(row, sort_keys=True) for row in again.rows} == {json.dumps(row, sort_keys=True) for row in rows}
+    assert reporter.rows == rows[: len(reporter.rows)]
+    assert max(row["step"] for row in reporter.rows) <= 17
+
+
+def test_killed_at_random_moments_equals_uninterrupted_bit_for_bit(
+    tokens: Artifact, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    job = job_at(tmp_path, tokens)
+    context, kills = processes(), 0
+    moments = random.Random(20)
+    for attempt in range(1, 50):
+        answer = context.SimpleQueue()
+        child = context.Process(target=_train_in_child, args=(answer, job, f"{attempt:06d}-000", str(tmp_path)))
+        child.start()
+        if kills < 3:
+            _wait_until_it_trains(tmp_path, child, attempt)
+            time.sleep(moments.uniform(0.0, 0.25))
+            os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        if child.exitcode == 0:
+            break
+        kills += 1
+
+    assert kills == 3
+    assert result_bytes(job, answer.get()) == uninterrupted
+
+
+def _train_in_child(answer: Any, job: PriorJob, attempt: str, place: str) -> None:
+    answer.put(train_prior_loop(job, rank_of(attempt=attempt), _Announcer(Path(place) / f"started-{int(attempt[:6])}")))
+
+
+class _Announcer(RecordingReporter):
+    """Leaves a mark once the first step is done, and trains slowly enough to be killed in the middle."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def stopping(self) -> bool:
+        self.mark.touch()
+        time.sleep(0.01)
+        return False
+
+
+def _wait_until_it_trains(place: Path, child: Any, attempt: int) -> None:
+    deadline = time.monotonic() + 60
+    while not (place / f"started-{attempt}").exists():
+        assert child.is_alive()
+        assert time.monotonic() < deadline, "the child does not train"
+        time.sleep(0.005)
+
+
+def test_two_ranks_pause_and_resume_bit_for_bit(tokens: Artifact, tmp_path: Path) -> None:
+    straight, paused = job_at(tmp_path / "straight", tokens), job_at(tmp_path / "paused", tokens)
+    whole = run_gang(2, _train_on_rank, straight, None)[0]
+    assert run_gang(2, _train_on_rank, paused, 17) == ["interrupted", "interrupted"]
+    resumed = run_gang(2, _train_on_rank, paused, None, attempt="000002-000")[0]
+
+    assert result_bytes(paused, resumed) == result_bytes(straight, whole)
+
+
+def _train_on_rank(rank: Rank, job: PriorJob, stop_after: int | None) -> Any:
+    try:
+        return train_prior_loop(job, rank, RecordingReporter(stop_after=stop_after))
+    except Interrupted:
+        return "interrupted"
+
+
+def test_one_rank_two_ranks_and_micro_batches_learn_the_same(tokens: Artifact, tmp_path: Path) -> None:
+    """Without dropout the gradient is the same mean over the same 9 pictures: slices of 9, of 4 and 5, of 2."""
+    keys = {"model": MODEL.model_copy(update={"dropout": 0.0}), "batch_size": 9, "steps": 16}
+    one = job_at(tmp_path / "one", tokens, **keys)
+    micro = job_at(tmp_path / "micro", tokens, ClusterConfig(micro_batch=2), **keys)
+    two = job_at(tmp_path / "two", tokens, ClusterConfig(micro_batch=3), **keys)
+    weights = [
+        load_file(job.folder.local(f"{trained['result']}/model.safetensors"))
+        for job, trained in ((one, train(one)), (micro, train(micro)), (two, run_gang(2, _train_on_rank, two, None)[0]))
+    ]
+
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-4)
+
+
+def test_raising_steps_goes_on_to_what_training_straight_gives(
+    tokens: Artifact, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    train(job_at(tmp_path, tokens, steps=19))  # not where it validates: its last look must leave no trace
+    reporter = RecordingReporter()
+    longer = job_at(tmp_path, tokens)
+
+    assert result_bytes(longer, train(longer, reporter)) == uninterrupted
+    assert reporter.steps_seen[0] == 20
+
+
+def test_lowering_steps_starts_over_and_says_so(tokens: Artifact, tmp_path: Path) -> None:
+    train(job_at(tmp_path / "lowered", tokens))
+    reporter = RecordingReporter()
+    lowered, fresh = job_at(tmp_path / "lowered", tokens, steps=12), job_at(tmp_path / "fresh", tokens, steps=12)
+
+    trained = train(lowered, reporter)
+
+    assert result_bytes(lowered, trained) == result_bytes(fresh, train(fresh))
+    assert "step 36 lies beyond" in reporter.warnings[0]
+    assert "from the beginning" in reporter.warnings[0]
+
+
+def test_patience_ends_training_and_the_best_weights_are_kept(tokens: Artifact, tmp_path: Path) -> None:
+    overfitting = {"learning_rate": 2e-2, "min_learning_rate": 2e-2, "schedule_steps": None, "validate_every": 10}
+    patient = job_at(tmp_path, tokens, steps=400, patience=2, **overfitting)
+
+    trained = train(patient)
+
+    history = (patient.folder / trained["result"]).read("history.jsonl").splitlines()
+    bits = {
+        row["step"]: row["validation/bits_per_token"]
+        for row in map(json.loads, history)
+        if "validation/bits_per_token" in row
+    }
+    best = min(bits, key=lambda step: bits[step])
+    assert trained["metrics"]["steps"] == best + 20 < 400
+    assert trained["metrics"]["best_step"] == best
+    assert trained["metrics"]["bits_per_token"] == pytest.approx(bits[best], rel=1e-9)
+
+    # More patience goes on from there; less starts over, for it would have ended before the checkpoint.
+    more, less = RecordingReporter(), RecordingReporter()
+    patience_3 = train(job_at(tmp_path, tokens, steps=best + 30, patience=3, **overfitting), more)
+    assert patience_3["metrics"]["steps"] == best + 30
+    assert more.steps_seen[0] > best
+    train(job_at(tmp_path, tokens, steps=best + 30, patience=1, **overfitting), less)
+    assert less.steps_seen[0] == 5
+
+
+def test_patience_counts_validations_since_the_best() -> None:
+    bits = [3.0, 2.0, 2.5, 2.1, 1.9, 1.9, 2.0]
+    validations = [(10 * place, value) for place, value in enumerate(bits)]
+    ended = {
+        patience: [count for count in range(len(bits) + 1) if out_of_patience(validations[:count], patience)]
+        for patience in (1, 2, 3, None)
+    }
+    assert ended == {1: [3, 4, 6, 7], 2: [4, 7], 3: [], None: []}
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    foreign = make_corpus(tmp_path, table_tokenizer="77c1" * 16)
+    message = "made by tokenizer 77c177c177c1, this prior expects 3fa93fa93fa9: run --stages encode"
+    with pytest.raises(DataError, match=message):
+        train(job_at(tmp_path / "prior", foreign))
+
+
+@pytest.mark.parametrize(
+    ("promised", "message"),
+    [
+        ({"num_train": 121}, "promises 121 train rows, the tables hold 120"),
+        ({"grid": [4, 4]}, "has 12 tokens a picture, tokens.json says 4x4"),
+        ({"codebook_size": 7}, "holds token 7, tokens.json knows 7 of them"),
+        ({"classes": ["falling"]}, "holds label 1, tokens.json knows 1 of them"),
+    ],
+)
+def test_tables_that_contradict_tokens_json_are_refused(tmp_path: Path, promised: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        train(job_at(tmp_path / "prior", make_corpus(tmp_path, promised=promised)))
+
+
+def test_without_validation_tokens_the_last_weights_are_kept(tmp_path: Path) -> None:
+    tokens = make_corpus(tmp_path, val_tables=())
+    reporter = RecordingReporter()
+    job = job_at(tmp_path / "prior", tokens, steps=8)
+
+    trained = train(job, reporter)
+
+    assert "no validation tokens" in reporter.warnings[0]
+    assert "bits_per_token" not in trained["metrics"]
+    folder = job.folder / trained["result"]
+    weights, training = (load_file(folder.local(f"{stem}.safetensors")) for stem in ("model", "training"))
+    assert all(torch.equal(value, training[f"model/{name}"]) for name, value in weights.items())
+
+
+def test_a_loss_that_is_not_finite_ends_training_before_it_is_saved(tokens: Artifact, tmp_path: Path) -> None:
+    job = job_at(tmp_path, tokens, learning_rate=1e30, clip_gradient=None)
+    with pytest.raises(StageError, match=r"not finite at step 5; the last good checkpoint is none yet; lower prior"):
+        train(job)
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_a_batch_smaller_than_the_gang_is_refused(tokens: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size=3 is smaller than the gang of 4 ranks"):
+        train_prior_loop(job_at(tmp_path, tokens, batch_size=3), rank_of(0, 4), RecordingReporter())
+
+
+def test_conditions_are_dropped_by_place_in_the_order_and_by_seed() -> None:
+    positions = np.arange(200_000)
+    dropped = drawn_below(0.1, 7, positions)
+    assert dropped.mean() == pytest.approx(0.1, abs=0.003)
+    assert np.array_equal(drawn_below(0.1, 7, positions[5:9]), dropped[5:9])
+    other = drawn_below(0.1, 8, positions)
+    assert (dropped & other).mean() == pytest.approx(0.01, abs=0.001)
+    assert (dropped[1:] & dropped[:-1]).mean() == pytest.approx(0.01, abs=0.001)
+    assert not drawn_below(0.0, 7, positions).any()
+
+
+def test_a_sweep_over_ranks_sees_every_row_once(tokens: Artifact) -> None:
+    corpus = TokenCorpus.model_validate(tokens.read_json("tokens.json"))
+    data = read_split(tokens, corpus, "val")
+
+    def rows() -> Iterator[int]:
+        for rank in range(3):
+            for batch in data.sweep(5, rank, 3):
+                assert torch.equal(batch.tokens_BT, torch.from_numpy(data.tokens_NT[batch.positions_B].astype(int)))
+                yield from batch.positions_B.tolist()
+
+    assert sorted(rows()) == list(range(40))
