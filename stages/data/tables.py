@@ -1,0 +1,124 @@
+"""Parquet tables of tokens and of anything else that has rows. The only file that imports pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens of one shard: row n is one variant (crop or flip) of the picture `keys[n]`."""
+
+    keys: list[str]
+    labels: np.ndarray
+    """int64 [N]."""
+    captions: list[str]
+    variants: np.ndarray
+    """int32 [N]; 0 is the picture as it is."""
+    tokens_NT: np.ndarray
+    """uint16, or int32 for codebooks above 65,536 codes; row-major over the grid."""
+    metadata: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def write_tokens(
+    path: Path,
+    *,
+    keys: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    captions: Sequence[str],
+    variants: Sequence[int] | np.ndarray,
+    tokens_NT: np.ndarray,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a table of tokens, as uint16 where `metadata["codebook_size"]` (else the largest token) allows it."""
+    largest = int(tokens_NT.max()) if tokens_NT.size else 0
+    codes = int(metadata.get("codebook_size", largest + 1))
+    assert 0 <= largest < codes, f"token {largest} in a codebook of {codes}"
+    columns = {
+        "key": list(keys),
+        "label": np.asarray(labels, dtype=np.int64),
+        "caption": list(captions),
+        "variant": np.asarray(variants, dtype=np.int32),
+        "tokens": tokens_NT.astype(np.uint16 if codes <= 2**16 else np.int32),
+    }
+    write_table(path, columns, metadata)
+
+
+def read_tokens(path: Path) -> TokenTable:
+    """Read what `write_tokens` wrote. Raises DataError naming the file where it is none."""
+    columns = read_table(path)
+    missing = {"key", "label", "caption", "variant", "tokens"} - set(columns)
+    if missing:
+        raise DataError(f"{path} is no table of tokens: it has no column {', '.join(sorted(missing))}")
+    return TokenTable(
+        keys=columns["key"],
+        labels=columns["label"],
+        captions=columns["caption"],
+        variants=columns["variant"],
+        tokens_NT=columns["tokens"],
+        metadata=read_metadata(path),
+    )
+
+
+def write_table(path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write columns of equal length: lists of strings or numbers, arrays [N], or arrays [N, T] as fixed-size lists.
+
+    Equal columns and metadata give equal bytes (with one version of pyarrow).
+    """
+    arrays = {name: _to_arrow(values) for name, values in columns.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    assert len(set(lengths.values())) <= 1, f"columns of different lengths: {lengths}"
+    table = pa.table(arrays).replace_schema_metadata(dict(sorted((metadata or {}).items())))
+    pq.write_table(table, path, compression="zstd", row_group_size=2**16)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the columns: strings (and whatever is neither number nor fixed-size list) as lists, the rest as arrays.
+
+    A number column with empty cells is a list with None in them. Raises DataError where the file is no Parquet.
+    """
+    table = _explained(path, pq.read_table)
+    return {name: _from_arrow(table.column(name)) for name in table.column_names}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the key-value metadata of a table. Raises DataError where the file is no Parquet."""
+    metadata = _explained(path, pq.read_schema).metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+
+
+def _explained(path: Path, read: Any) -> Any:
+    try:
+        return read(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _to_arrow(values: Any) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+    if isinstance(values, list) and not values:
+        return pa.array(values, pa.string())
+    return pa.array(values)
+
+
+def _from_arrow(column: pa.ChunkedArray) -> Any:
+    kind = column.type
+    if pa.types.is_fixed_size_list(kind) and not column.null_count:
+        chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+        flat = np.concatenate(chunks) if chunks else np.empty(0, kind.value_type.to_pandas_dtype())
+        return flat.reshape(len(column), kind.list_size)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return column.to_numpy() if is_number and not column.null_count else column.to_pylist()
