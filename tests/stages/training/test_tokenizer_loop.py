@@ -194,6 +194,15 @@ def test_two_ranks_learn_what_one_rank_learns(
         torch.testing.assert_close(value, expected[name], rtol=5e-2, atol=2e-2)
 
 
+def test_two_ranks_resume_bit_for_bit(shards: Artifact, tmp_path: Path) -> None:
+    straight, paused = job_at(tmp_path / "straight", shards), job_at(tmp_path / "paused", shards)
+    whole = run_gang(2, _train_on_rank, straight)[0]
+    run_gang(2, _train_on_rank, job_at(tmp_path / "paused", shards, steps=13))
+    resumed = run_gang(2, _train_on_rank, paused, attempt="000002-000")[0]
+
+    assert result_bytes(paused, resumed) == result_bytes(straight, whole)
+
+
 def _train_on_rank(rank: Rank, job: TokenizerJob) -> dict[str, Any]:
     return train_tokenizer_loop(job, rank, RecordingReporter())
 

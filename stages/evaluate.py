@@ -1,0 +1,243 @@
+"""Stage evaluate: measures reconstructions and samples against held-out pictures, and writes the report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pipeline.artifacts import Artifact, Metrics, Output, UnitRecord
+from pipeline.config import StrictModel
+from pipeline.errors import ConfigError, DataError, StageError
+from pipeline.units import Unit
+
+if TYPE_CHECKING:
+    from pipeline.runtime import BoundRuntime
+    from pipeline.units import Worker
+    from stages.data.shards import Shard
+    from stages.metrics.judge import Measured
+
+FEWEST = 3
+"""Pictures below which there is no distance between two sets, let alone its error."""
+CHANCE_UNITS = 2
+
+
+class EvaluateConfig(StrictModel):
+    """What is measured, and how much of it is shown."""
+
+    feature_size: int = Field(96, ge=32, le=1024)
+    """Side in pixels that pictures are resized to for the feature network. Larger sees finer detail: 224 is what it
+    was trained on, and costs five times as much as 96. Distances of different sizes are not comparable."""
+    train_pictures: int = Field(4096, ge=8)
+    """Training pictures to compare with, at least: whole shards, evenly spaced, are taken until there are so many."""
+    chance_pictures: int = Field(256, ge=8)
+    """Pictures decoded from random tokens, which show what the distances of a prior that knows nothing are."""
+    batch_size: int = Field(64, ge=1)
+    """Pictures a network sees at once. Changes last bits."""
+    seed: int = 0
+    """Chooses the training pictures of the real-against-real floor and the random tokens."""
+    shown_per_class: int = Field(10, ge=1)
+    """Samples of each class in the report."""
+    shown_reconstructions: int = Field(22, ge=1)
+    """Reconstructions in the report."""
+    shown_neighbours: int = Field(11, ge=1)
+    """Samples shown beside their nearest training picture: those that come nearest."""
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    shards: Artifact,
+    tokenizer: Artifact,
+    tokens: Artifact,
+    prior: Artifact,
+    samples: Artifact,
+    output: Output,
+    runtime: BoundRuntime,
+) -> Metrics:
+    """Measure units of pictures and tokens, merge them into figures, write report.json and report.html.
+
+    Raises DataError without held-out pictures, StageError where the artifacts do not belong together.
+    """
+    import numpy as np
+
+    from stages.data.shards import open_split
+    from stages.data.tables import read_tokens
+    from stages.metrics.codebook import count_codes
+
+    dataset, corpus = shards.read_json("dataset.json"), tokens.read_json("tokens.json")
+    _check(dataset, corpus, tokenizer, prior, samples)
+    splits = {split: open_split(shards, split) for split in ("train", "val")}
+    splits["train"] = _spread(splits["train"], config.train_pictures, int(dataset["num_train"]))
+    splits["sample"] = open_split(samples, "sample")
+    codes = dict.fromkeys(("train", "val"), count_codes(np.zeros(0, np.int64), corpus["codebook_size"]))
+    for unit, entry in tokens.unit_files(".parquet"):
+        split, tokens_NT = unit.name.partition("-")[0], read_tokens(tokens.local(entry.path)).tokens_NT
+        codes[split] = codes[split] + count_codes(tokens_NT, corpus["codebook_size"])
+    units = _units(config, splits, tokenizer, tokens, prior, corpus, codes["train"].tolist())
+    worker = functools.partial(load_measurer, _local_folder(tokenizer), _local_folder(prior))
+    records = output.map_units(worker, units, runtime, label="evaluate")
+    measured = _merge(output, records, codes)
+    inputs = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
+    rebuilt = [record for record in records if record.name.startswith("reconstruction-")]
+    return _write(config, splits, measured, inputs, output, rebuilt)
+
+
+def _local_folder(artifact: Artifact) -> Path:
+    artifact.local("config.json")  # behind a URL, both must be fetched
+    return artifact.local("model.safetensors").parent
+
+
+def load_measurer(tokenizer_folder: Path, prior_folder: Path, device: str) -> Worker:
+    """Return the worker that makes units of evaluation; it loads networks when it first needs them."""
+    from stages.metrics.measure import Measurer
+
+    return Measurer(tokenizer_folder, prior_folder, device)
+
+
+def _check(
+    dataset: dict[str, Any], corpus: dict[str, Any], tokenizer: Artifact, prior: Artifact, samples: Artifact
+) -> None:
+    """Refuse artifacts that were not made from one another."""
+    if dataset["num_val"] < FEWEST:
+        raise DataError(
+            f"{dataset['num_val']} pictures are held out, evaluation needs {FEWEST} and makes sense from some hundred: "
+            "raise shard.validation_fraction, or add pictures"
+        )
+    made_by = {
+        "tokens": (corpus["tokenizer"], "encode"),
+        "prior": (prior.read_json("config.json")["tokenizer"], "encode,prior"),
+        "samples": (samples.read_json("samples.json")["tokenizer"], "sample"),
+    }
+    for name, (digest, remedy) in made_by.items():
+        if digest != tokenizer.digest:
+            raise StageError(
+                f"the {name} were made with tokenizer {digest[:12]}, this one is {tokenizer.digest[:12]}: "
+                f"run --stages {remedy}"
+            )
+    num_samples = sum(unit.counts["samples"] for unit in samples.units)
+    if num_samples < FEWEST:
+        raise ConfigError(f"{num_samples} samples cannot be judged: set sample.num_samples to {FEWEST} at least")
+
+
+def _spread(shards: Sequence[Shard], wanted: int, available: int) -> list[Shard]:
+    """Whole shards, evenly spaced over all of them, with about `wanted` pictures."""
+    number = min(len(shards), -(-wanted * len(shards) // max(available, 1)))
+    return [shards[index * len(shards) // number] for index in range(number)]
+
+
+def _units(
+    config: EvaluateConfig,
+    splits: dict[str, list[Shard]],
+    tokenizer: Artifact,
+    tokens: Artifact,
+    prior: Artifact,
+    corpus: dict[str, Any],
+    train_codes: list[int],
+) -> list[Unit]:
+    """All units; a recipe holds what its own bytes depend on, so a new prior measures no real picture again."""
+    seeing = {name: corpus[name] for name in ("image_size", "channels")}
+    seeing |= {"network": "efficientnet-lite0", "feature_size": config.feature_size, "batch_size": config.batch_size}
+    units = [
+        Unit(f"features-{shard.name}", {"measure": "features", "shard": shard.digest, **seeing}, {"shard": shard})
+        for split in ("train", "val", "sample")
+        for shard in splits[split]
+    ]
+    seeing["tokenizer"] = tokenizer.digest
+    for shard in splits["val"]:
+        recipe = {"measure": "reconstruction", "shard": shard.digest, **seeing}
+        units.append(Unit(f"reconstruction-{shard.name}", recipe, {"shard": shard}))
+    for part in range(CHANCE_UNITS):
+        count = config.chance_pictures * (part + 1) // CHANCE_UNITS - config.chance_pictures * part // CHANCE_UNITS
+        recipe = {
+            "measure": "chance",
+            "tokens": tokens.digest,
+            "num_pictures": count,
+            "seed": [config.seed, part],
+            **seeing,
+        }
+        units.append(Unit(f"chance-{part:06d}", recipe, {"code_counts": train_codes}))
+    names = {shard.name for split in ("train", "val") for shard in splits[split]}
+    # From each training table only its share of as many pictures as are held out: enough to see overfitting.
+    num_val = sum(unit.counts["pictures"] for unit, _ in tokens.unit_files(".parquet") if unit.name.startswith("val-"))
+    rows = {"val": None, "train": -(-num_val // max(len(splits["train"]), 1))}
+    for unit, entry in tokens.unit_files(".parquet"):
+        if unit.name in names:
+            recipe = {
+                "measure": "likelihood",
+                "prior": prior.digest,
+                "tokens": unit.digest,
+                "rows": rows[unit.name.partition("-")[0]],
+                "batch_size": config.batch_size,
+            }
+            units.append(Unit(f"likelihood-{unit.name}", recipe, {"table": tokens.local(entry.path)}))
+    return units
+
+
+def _merge(output: Output, records: Sequence[UnitRecord], codes: dict[str, Any]) -> Measured:
+    """Join the units' arrays kind by kind."""
+    import numpy as np
+
+    from stages.metrics.judge import Measured
+
+    arrays = [(record.name, unit_arrays(output, record)) for record in records]
+
+    def join(kind: str, name: str) -> Any:
+        return np.concatenate([piece[name] for unit, piece in arrays if unit.startswith(kind)])
+
+    return Measured(
+        train_ND=join("features-train", "features"),
+        train_labels_N=join("features-train", "labels"),
+        held_out_ND=join("features-val", "features"),
+        held_out_labels_N=join("features-val", "labels"),
+        reconstructions_ND=join("reconstruction", "features"),
+        psnr_N=join("reconstruction", "psnr"),
+        l1_N=join("reconstruction", "l1"),
+        samples_ND=join("features-sample", "features"),
+        sample_labels_N=join("features-sample", "labels"),
+        chance_ND=join("chance", "features"),
+        train_bits_N=join("likelihood-train", "bits"),
+        held_out_bits_N=join("likelihood-val", "bits"),
+        held_out_bits_labels_N=join("likelihood-val", "labels"),
+        train_codes_K=codes["train"],
+        held_out_codes_K=codes["val"],
+    )
+
+
+def _write(
+    config: EvaluateConfig,
+    splits: dict[str, list[Shard]],
+    measured: Measured,
+    inputs: dict[str, Artifact],
+    output: Output,
+    reconstructions: Sequence[UnitRecord],
+) -> Metrics:
+    """Judge, write both reports, and return the figures worth a line in the closing table."""
+    from stages.metrics.judge import judge
+    from stages.metrics.report.page import HowMany, Shown, describe, render
+
+    dataset, num_codes = inputs["shards"].read_json("dataset.json"), len(measured.train_codes_K)
+    judgement = judge(measured, num_codes=num_codes, seed=config.seed)
+    left_out = [dataset["classes"][label] for label in judgement.left_out]
+    if left_out:
+        output.warn(f"too few samples to judge the classes {', '.join(left_out)}: raise sample.num_samples")
+    report = describe(dataset, measured, judgement, left_out, inputs)
+    output.write_json("report.json", report)
+    pieces = [unit_arrays(output, record) for record in reconstructions]
+    how_many = HowMany(config.shown_per_class, config.shown_reconstructions, config.shown_neighbours)
+    shown = Shown.collect(how_many, dataset["classes"], splits, judgement, pieces)
+    page = render(report, shown, measured, inputs, output.warnings)
+    output.write("report.html", page.encode(), content=False)
+    lead = ("kid_samples", "kid_floor", "psnr", "codebook_used_corpus", "bits_per_token_held_out")
+    return {name: report["figures"][name]["value"] for name in lead}
+
+
+def unit_arrays(output: Output, record: UnitRecord) -> dict[str, Any]:
+    """The arrays of a finished unit."""
+    from safetensors.numpy import load_file
+
+    arrays: dict[str, Any] = load_file(output.store.folder_of(record.key).local(record.files[0].path))
+    return arrays

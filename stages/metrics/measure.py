@@ -1,0 +1,182 @@
+"""The units of evaluation: features of shards and of reconstructions, bits of token tables, the chance level.
+
+One worker does all kinds, so that a process loads each network once, and only if one of its units needs it.
+Every unit writes NAME.safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.units import Unit
+from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
+from stages.data.shards import ShardReader
+from stages.data.tables import read_tokens
+from stages.metrics.likelihood import picture_bits_per_token
+from stages.metrics.reconstruction import picture_l1, picture_psnr
+from stages.models.efficientnet_lite0 import EfficientNetLite0, load_efficientnet_lite0
+from stages.models.priors.gpt import GPT
+from stages.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from stages.data.shards import Shard
+
+KEPT_RECONSTRUCTIONS = 24
+"""Pictures of a unit whose reconstruction is kept to be shown, evenly spaced over the shard."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Measurer:
+    """Makes one unit of any kind; `recipe["measure"]` says which."""
+
+    tokenizer_folder: Path
+    prior_folder: Path
+    device: str
+
+    def __call__(self, unit: Unit, folder: Path) -> dict[str, Any]:
+        """Write the unit's arrays; return how many pictures they are of."""
+        measure = {
+            "features": self.shard_features,
+            "reconstruction": self.reconstruction,
+            "likelihood": self.likelihood,
+            "chance": self.chance,
+        }[unit.recipe["measure"]]
+        with one_thread():
+            arrays = measure(unit)
+        save_file(
+            {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, folder / f"{unit.name}.safetensors"
+        )
+        return {"pictures": len(next(iter(arrays.values())))}
+
+    def shard_features(self, unit: Unit) -> Arrays:
+        """Features and labels of a shard's pictures."""
+        pictures_NHWC, labels_N = read_pictures(unit.payload["shard"], unit.recipe)
+        batches = _batches(pictures_NHWC, unit.recipe["batch_size"])
+        features = [self._features(to_model_range(batch).to(self.device), unit) for batch in batches]
+        return {"features": _stack(features), "labels": labels_N}
+
+    def reconstruction(self, unit: Unit) -> Arrays:
+        """What the tokenizer makes of a shard's pictures: features, error of each picture, and some to look at."""
+        pictures_NHWC, labels_N = read_pictures(unit.payload["shard"], unit.recipe)
+        shown = np.unique(
+            np.linspace(0, len(labels_N) - 1, min(KEPT_RECONSTRUCTIONS, len(labels_N))).round().astype(int)
+        )
+        # Each list starts with a piece of nothing: tombstones can leave a shard without pictures.
+        features, psnr, l1, rebuilt = [], [np.zeros(0)], [np.zeros(0)], [pictures_NHWC[:0]]
+        for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
+            x_BCHW = to_model_range(batch).to(self.device)
+            with torch.inference_mode():
+                x_hat_BCHW = self._tokenizer.reconstruct(x_BCHW)
+            psnr.append(picture_psnr(x_hat_BCHW, x_BCHW).cpu().numpy())
+            l1.append(picture_l1(x_hat_BCHW, x_BCHW).cpu().numpy())
+            features.append(self._features(x_hat_BCHW, unit))
+            rebuilt.append(to_uint8(x_hat_BCHW))
+        arrays = {"features": _stack(features), "psnr": np.concatenate(psnr), "l1": np.concatenate(l1)}
+        pictures = {"originals": pictures_NHWC[shown], "reconstructions": np.concatenate(rebuilt)[shown]}
+        return {**arrays, "labels": labels_N, **pictures}
+
+    def likelihood(self, unit: Unit) -> Arrays:
+        """Bits per token of the unflipped, uncropped pictures of a token table, the first `rows` of them."""
+        table = read_tokens(unit.payload["table"])
+        chosen = np.flatnonzero(table.variants == 0)[: unit.recipe["rows"]]
+        tokens_NT, labels_N = table.tokens_NT[chosen], table.labels[chosen]
+        bits_N = picture_bits_per_token(
+            self._prior, tokens_NT, labels_N, batch_size=unit.recipe["batch_size"], device=self.device
+        )
+        return {"bits": bits_N, "labels": labels_N.astype(np.int64)}
+
+    def chance(self, unit: Unit) -> Arrays:
+        """Features of decoded random tokens: each drawn by the corpus' frequencies, ignorant of all others."""
+        counts_K = np.asarray(unit.payload["code_counts"], np.float64)
+        rng = np.random.default_rng(unit.recipe["seed"])
+        num_pictures, (height, width) = unit.recipe["num_pictures"], self._tokenizer.grid
+        codes_NHW = rng.choice(len(counts_K), size=(num_pictures, height, width), p=counts_K / counts_K.sum())
+        features = []
+        for codes_BHW in _batches(codes_NHW, unit.recipe["batch_size"]):
+            with torch.inference_mode():
+                x_BCHW = self._tokenizer.decode(torch.from_numpy(codes_BHW).to(self.device))
+            features.append(self._features(x_BCHW, unit))
+        return {"features": _stack(features)}
+
+    def _features(self, x_BCHW: Tensor, unit: Unit) -> NDArray[np.float32]:
+        size = unit.recipe["feature_size"]
+        with torch.inference_mode():
+            if x_BCHW.shape[2:] != (size, size):
+                x_BCHW = F.interpolate(x_BCHW, (size, size), mode="bicubic", antialias=True, align_corners=False)
+            x_BCHW = x_BCHW.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+            features_BD: NDArray[np.float32] = self._network.pooled(x_BCHW).float().cpu().numpy()
+        return features_BD
+
+    @cached_property
+    def _network(self) -> EfficientNetLite0:
+        return load_efficientnet_lite0(self.device)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.tokenizer_folder, self.device)
+
+    @cached_property
+    def _prior(self) -> GPT:
+        return GPT.load(self.prior_folder, self.device)
+
+
+def read_pictures(shard: Shard | Path, recipe: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The centres of a shard's pictures in the tokenizer's size, and their labels: uint8 [N, H, W, C], int64 [N].
+
+    Raises DataError for a picture that is damaged or smaller than that.
+    """
+    reader, size, channels = ShardReader(shard), recipe["image_size"], recipe["channels"]
+    pictures_NHWC = np.empty((len(reader), size, size, channels), np.uint8)
+    for index in range(len(reader)):
+        pictures_NHWC[index] = read_picture(reader, index, size, channels)
+    return pictures_NHWC, np.array([row["label"] for row in reader.table], np.int64)
+
+
+def read_picture(reader: ShardReader, index: int, size: int, channels: int) -> NDArray[np.uint8]:
+    """The centre of one stored picture: uint8 [size, size, C]."""
+    try:
+        picture_HWC = decode_image(reader.read_image(index), channels)
+    except Rejected as error:
+        raise DataError(f"{reader.path}: picture {index} cannot be decoded: {error.reason}") from None
+    spare_y, spare_x = picture_HWC.shape[0] - size, picture_HWC.shape[1] - size
+    if min(spare_y, spare_x) < 0:
+        raise DataError(
+            f"{reader.path}: picture {index} is {picture_HWC.shape[1]}x{picture_HWC.shape[0]}, the tokenizer was "
+            f"trained on {size}x{size}: run --stages shard,tokenizer with one image_size"
+        )
+    top, left = (spare_y + 1) // 2, (spare_x + 1) // 2  # as the training's validation and the encode stage cut it
+    return picture_HWC[top : top + size, left : left + size]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums then do not depend on the machine's cores, and units run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _batches(array_N: NDArray[Any], size: int) -> list[NDArray[Any]]:
+    return [array_N[start : start + size] for start in range(0, len(array_N), size)]
+
+
+def _stack(features: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate(features) if features else np.zeros((0, 1280), np.float32)

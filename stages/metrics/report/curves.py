@@ -1,0 +1,152 @@
+"""Training curves and the codebook's use as inline SVG that follows the page's colours, light or dark.
+
+matplotlib draws with placeholder colours, which become CSS variables of the page; text stays text in its font.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = Mapping[str, float]
+
+INK, GRID = "#010203", "#040506"
+SERIES = ("#0a0b01", "#0a0b02", "#0a0b03")
+CSS_COLOURS = {
+    INK: "var(--muted)",
+    GRID: "var(--line)",
+    **{colour: f"var(--series-{i})" for i, colour in enumerate(SERIES, 1)},
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What one chart shows: history keys with their names, drawn over steps."""
+
+    title: str
+    series: tuple[tuple[str, str], ...]
+
+
+TOKENIZER_CHARTS = (
+    Chart("Reconstruction, PSNR in dB (held-out)", (("validation/psnr", "held-out"),)),
+    Chart(
+        "Losses",
+        (("train/reconstruction", "pixels"), ("train/perceptual", "perceptual"), ("train/codebook", "codebook")),
+    ),
+    Chart("Codes in use", (("train/codes_used", "training"), ("validation/codes_used", "held-out"))),
+    Chart("Adversarial weight", (("train/adaptive_weight", "adaptive"), ("train/adversarial_weight", "applied"))),
+    Chart("Discriminator's logits", (("train/logits_real", "real"), ("train/logits_fake", "reconstructed"))),
+)
+PRIOR_CHARTS = (
+    Chart("Bits per token", (("train/bits_per_token", "training"), ("validation/bits_per_token", "held-out"))),
+    Chart("Learning rate", (("train/learning_rate", "learning rate"),)),
+    Chart("Gradient norm", (("train/gradient_norm", "gradient norm"),)),
+)
+
+
+def draw_charts(charts: Sequence[Chart], history: Sequence[Row]) -> list[tuple[str, str]]:
+    """(title, SVG) of each chart that the history has numbers for."""
+    drawn = []
+    for chart in charts:
+        lines = [(name, *_points(history, key)) for key, name in chart.series]
+        lines = [(name, steps, values) for name, steps, values in lines if len(steps)]
+        if any(values.any() for _, _, values in lines):
+            drawn.append((chart.title, _svg(lines, "step")))
+    return drawn
+
+
+def draw_codebook(corpus_K: NDArray[np.int64], held_out_K: NDArray[np.int64]) -> str:
+    """How often each code occurs, codes sorted by frequency: flat is a codebook in full use."""
+    lines = []
+    for name, counts_K in (("whole corpus", corpus_K), ("held-out", held_out_K)):
+        share_K = np.sort(counts_K)[::-1] / max(int(counts_K.sum()), 1) * 100
+        lines.append((name, np.arange(1, len(share_K) + 1), np.where(share_K > 0, share_K, np.nan)))
+    return _svg(lines, "codes, most frequent first", frequencies=True, size=(8.6, 2.3))
+
+
+def _points(history: Sequence[Row], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    found = [(row["step"], row[key]) for row in history if key in row]
+    points = np.array(found, np.float64).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A centred running mean over 5% of the points, shrinking at the ends."""
+    half = len(values) // 40
+    sums = np.concatenate([[0.0], values.cumsum()])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    smooth: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
+    return smooth
+
+
+def _svg(
+    lines: Sequence[tuple[str, Any, Any]],
+    x_label: str,
+    *,
+    frequencies: bool = False,
+    size: tuple[float, float] = (4.15, 2.3),
+) -> str:
+    """Draw named lines. Long ones are drawn faintly under their running mean; `frequencies`: logarithmic percents."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "smalti",
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for colour, (name, x, values) in zip(SERIES, lines, strict=False):
+            y = np.asarray(values, np.float64)
+            noisy = len(y) >= 40 and not frequencies
+            if noisy:
+                axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
+            marker = "o" if len(y) == 1 else None
+            axes.plot(x, _smooth(y) if noisy else y, color=colour, linewidth=1.8, label=name, marker=marker)
+        if frequencies:
+            axes.set_yscale("log")
+            axes.set_xlim(0, max(len(x) for _, x, _ in lines))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel(x_label)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.minorticks_off()
+        if len(lines) > 1:
+            axes.legend(frameon=False, handlelength=1.2, borderaxespad=0.2, ncols=len(lines), loc="best")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _for_page(buffer.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """The bare <svg> element, its colours the page's, its size left to the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'(<svg\b[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r' id="(?!p[0-9a-f]{10}|m[0-9a-f]{10})[^"]*"', "", svg)
+    for colour, variable in CSS_COLOURS.items():
+        svg = svg.replace(colour, variable)
+    return svg

@@ -1,0 +1,1 @@
+"""Networks and losses, single-device code: they know nothing of ranks, precision or files of a run."""

@@ -1,0 +1,1 @@
+"""Encoders and decoders: pictures to feature maps and back."""

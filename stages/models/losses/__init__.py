@@ -1,0 +1,1 @@
+"""What a tokenizer is trained against: the discriminator and the perceptual distances."""

@@ -1,0 +1,1 @@
+"""Quantizers: feature vectors to the numbers of codes."""

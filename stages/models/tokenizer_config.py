@@ -1,0 +1,120 @@
+"""The configuration of a tokenizer: which backbone, which quantizer, and their sizes. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from pipeline.config import StrictModel
+
+
+class LightBackboneConfig(StrictModel):
+    """A small convolutional encoder and decoder for CPUs: a stride-2 step a level, few layers where maps are large."""
+
+    kind: Literal["light"] = "light"
+
+    channels: tuple[PositiveInt, ...] = (32, 64, 128)
+    """Channels after each stride-2 step; three steps turn 8x8 pixels into one token."""
+
+    residual_blocks: tuple[int, ...] = (0, 1, 1)
+    """Residual blocks at each of these levels, in the encoder and again in the decoder."""
+
+    norm_groups: PositiveInt = 16
+    """Groups of each GroupNorm; divides every number in `channels`."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a token."""
+        return int(2 ** len(self.channels))
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> "LightBackboneConfig":
+        if not self.channels:
+            raise ValueError("channels is empty: give one number of channels for each stride-2 step")
+        if len(self.channels) != len(self.residual_blocks):
+            raise ValueError(
+                f"channels {list(self.channels)} and residual_blocks {list(self.residual_blocks)} differ in length: "
+                "give one number of each for each stride-2 step"
+            )
+        if any(number < 0 for number in self.residual_blocks):
+            raise ValueError(f"residual_blocks {list(self.residual_blocks)}: a number of blocks cannot be negative")
+        for channels in self.channels:
+            if channels % self.norm_groups:
+                raise ValueError(f"norm_groups {self.norm_groups} does not divide the {channels} in `channels`")
+        return self
+
+
+class ReferenceBackboneConfig(StrictModel):
+    """The encoder and decoder of VQGAN (Esser et al. 2021); its weights' names are taming-transformers'."""
+
+    kind: Literal["reference"] = "reference"
+
+    base_channels: PositiveInt = 128
+    """Channels at full resolution (`ch`); the published models have 128. A multiple of 32."""
+
+    multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    """Channels of each level in units of `base_channels` (`ch_mult`); n levels: tokens of 2**(n-1) pixels a side."""
+
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks of each level of the encoder; the decoder has one more."""
+
+    attention_resolutions: tuple[PositiveInt, ...] = (16,)
+    """Sides of feature maps with self-attention after each block (`attn_resolutions`)."""
+
+    z_channels: PositiveInt = 256
+    """Channels between the encoder and the quantizer's projection."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout inside the residual blocks; the published models have none."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a token."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "ReferenceBackboneConfig":
+        if not self.multipliers:
+            raise ValueError("multipliers is empty: give one multiplier for each level")
+        if self.base_channels % 32:
+            raise ValueError(f"base_channels {self.base_channels}: GroupNorm's 32 groups need a multiple of 32")
+        return self
+
+
+class EMAQuantizerConfig(StrictModel):
+    """A codebook that follows the running mean of the vectors it was chosen for (van den Oord et al. 2017, A.1)."""
+
+    kind: Literal["ema"] = "ema"
+
+    num_codes: PositiveInt = 512
+    """Codes in the codebook; a token is a number below this."""
+
+    dim: PositiveInt = 32
+    """Length of a code."""
+
+    decay: float = Field(default=0.97, ge=0, lt=1)
+    """Share of the running sums kept at each step; 0.97 remembers about 33 steps, enough for a run of hundreds."""
+
+    commitment: float = Field(default=0.25, ge=0)
+    """Weight (beta) of the loss that keeps the encoder near its codes."""
+
+    restart_threshold: float = Field(default=0.1, ge=0)
+    """A code whose running count of vectors a step falls below this share of the mean is moved onto a vector of the
+    current batch. 0 never restarts, and codes nobody chooses stay where they were."""
+
+
+BackboneConfig = Annotated[LightBackboneConfig | ReferenceBackboneConfig, Field(discriminator="kind")]
+
+
+class TokenizerModelConfig(StrictModel):
+    """A VQGAN's generator: encoder, codebook, decoder."""
+
+    backbone: BackboneConfig = LightBackboneConfig()
+    """`light` trains in minutes on a CPU; `reference` is the published architecture."""
+
+    quantizer: EMAQuantizerConfig = EMAQuantizerConfig()
+    """The codebook."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a token."""
+        return self.backbone.factor

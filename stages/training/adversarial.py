@@ -1,0 +1,171 @@
+"""The adversarial step of a VQGAN (Esser et al. 2021, eqs. 4-7), with one forward pass of the generator.
+
+The losses meet the generator only through its picture, so their gradients are taken with respect to a detached x_hat
+and sent through the generator once. Losses are sums over pictures divided by the size of the global batch: adding the
+parts of ranks or micro-batches gives the mean over the batch even where slices are uneven.
+Legend: B batch of this rank, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import StageError
+from stages.models.losses.configs import LossConfig
+from stages.models.losses.discriminator import discriminator_loss, full_precision, generator_loss
+from stages.models.losses.perceptual import FrozenDistance
+
+SumOverRanks = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PictureGradient:
+    """What one slice's losses want of its pictures; gradients are of the global batch's mean loss."""
+
+    reconstruction_BCHW: Tensor
+    """Gradient of the pixel and perceptual terms with respect to x_hat."""
+    adversarial_BCHW: Tensor | None
+    """Gradient of the adversarial term, before any weight; None where it was not asked for."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """This slice's share of each loss term, unweighted: shares add up to the mean over the global batch."""
+
+
+def picture_gradient(
+    x_BCHW: Tensor,
+    x_hat_BCHW: Tensor,
+    *,
+    losses: LossConfig,
+    perceptual: FrozenDistance,
+    discriminator: nn.Module | None,
+    batch_size: int,
+) -> PictureGradient:
+    """Gradients of this slice's losses with respect to its reconstruction; `batch_size` is that of the global batch.
+
+    Without a discriminator the adversarial term is left out and costs nothing.
+    """
+    leaf = x_hat_BCHW.detach().to(x_BCHW.dtype).requires_grad_()  # under autocast x_hat is in half precision
+    difference = leaf - x_BCHW
+    l1 = difference.abs().mean(dim=(1, 2, 3)).sum() / batch_size
+    l2 = difference.square().mean(dim=(1, 2, 3)).sum() / batch_size
+    reconstruction = losses.l1_weight * l1 + losses.l2_weight * l2
+    terms = {"l1": l1.detach(), "l2": l2.detach()}
+    total = reconstruction
+    if losses.perceptual_weight > 0:
+        distance = perceptual(x_BCHW, leaf).sum() / batch_size
+        total = total + losses.perceptual_weight * distance
+        terms["perceptual"] = distance.detach()
+    terms["reconstruction"] = reconstruction.detach()
+    (gradient_BCHW,) = torch.autograd.grad(total, leaf)
+    if discriminator is None:
+        return PictureGradient(gradient_BCHW, None, terms)
+    adversarial = generator_loss(discriminator(leaf)).sum() / batch_size
+    (adversarial_BCHW,) = torch.autograd.grad(adversarial, leaf)
+    terms["adversarial"] = adversarial.detach()
+    return PictureGradient(gradient_BCHW, adversarial_BCHW, terms)
+
+
+def through_last_layer(x_hat_BCHW: Tensor, gradient: PictureGradient, last_layer: nn.Parameter) -> Tensor:
+    """Both gradients pushed on to the decoder's last weight alone, stacked: [2, *last_layer.shape].
+
+    Sum the result over micro-batches and ranks before taking `adaptive_weight` of it. Keeps the graph of x_hat.
+    """
+    assert gradient.adversarial_BCHW is not None
+    pushed = [
+        torch.autograd.grad(x_hat_BCHW, last_layer, grad_outputs=wanted.to(x_hat_BCHW.dtype), retain_graph=True)[0]
+        for wanted in (gradient.reconstruction_BCHW, gradient.adversarial_BCHW)
+    ]
+    return torch.stack(pushed)
+
+
+def adaptive_weight(last_layer_gradients: Tensor, *, delta: float, cap: float) -> Tensor:
+    """|grad reconstruction| / (|grad adversarial| + delta), at most `cap` (eq. 7), of the whole batch's gradients.
+
+    The mean of the ratios of parts is another number, so the parts are to be summed first.
+    """
+    reconstruction, adversarial = last_layer_gradients.flatten(1).norm(dim=1)
+    ratio: Tensor = reconstruction / (adversarial + delta)
+    return ratio.clamp(0.0, cap)
+
+
+def generator_objective(
+    x_BCHW: Tensor,
+    x_hat_BCHW: Tensor,
+    commitment_B: Tensor,
+    *,
+    losses: LossConfig,
+    perceptual: FrozenDistance,
+    discriminator: nn.Module | None,
+    last_layer: nn.Parameter,
+    adversarial_weight: float,
+    batch_size: int,
+    sum_over_ranks: SumOverRanks,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A scalar whose gradient is that of the generator's whole loss, and the terms of the loss.
+
+    The scalar's value means nothing; backward through it runs the generator's graph once. Multiply it by the number
+    of ranks where gradients are averaged over them. `adversarial_weight` is the scheduled weight, before the adaptive
+    one; `adaptive_weight` among the terms is already that of the global batch, the others are this slice's share.
+    """
+    gradient = picture_gradient(
+        x_BCHW,
+        x_hat_BCHW,
+        losses=losses,
+        perceptual=perceptual,
+        discriminator=discriminator if adversarial_weight > 0 else None,
+        batch_size=batch_size,
+    )
+    wanted_BCHW, terms = gradient.reconstruction_BCHW, dict(gradient.terms)
+    if gradient.adversarial_BCHW is not None:
+        pushed = sum_over_ranks(through_last_layer(x_hat_BCHW, gradient, last_layer))
+        config = losses.discriminator
+        ratio = adaptive_weight(pushed, delta=config.adaptive_delta, cap=config.adaptive_cap)
+        wanted_BCHW = wanted_BCHW + adversarial_weight * ratio * gradient.adversarial_BCHW
+        terms["adaptive_weight"] = ratio
+    codebook = commitment_B.sum() / batch_size
+    terms["codebook"] = codebook.detach()
+    return (x_hat_BCHW * wanted_BCHW.to(x_hat_BCHW.dtype)).sum() + codebook, terms
+
+
+def discriminator_objective(
+    discriminator: nn.Module, x_BCHW: Tensor, x_hat_BCHW: Tensor, *, batch_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminator's loss on real pictures and detached reconstructions (this slice's share), and its terms."""
+    logits_real, logits_fake = discriminator(x_BCHW), discriminator(x_hat_BCHW.detach().to(x_BCHW.dtype))
+    loss = discriminator_loss(logits_real, logits_fake).sum() / batch_size
+    terms = {
+        "discriminator": loss.detach(),
+        "logits_real": full_precision(logits_real.detach()).mean(dim=(1, 2, 3)).sum() / batch_size,
+        "logits_fake": full_precision(logits_fake.detach()).mean(dim=(1, 2, 3)).sum() / batch_size,
+    }
+    return loss, terms
+
+
+def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether every gradient is a number; parameters without one are passed over. Waits for the device."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return bool(torch.nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
+
+
+@dataclass
+class SkippedSteps:
+    """Counts steps that were skipped because their gradient was not finite; ends a run that has only such."""
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def count(self, *, finite: bool, limit: int, step: int, last_good: Callable[[], str]) -> None:
+        """Takes note of a step. Raises StageError naming the last good checkpoint after more than `limit` in a row."""
+        if finite:
+            self.in_a_row = 0
+            return
+        self.total += 1
+        self.in_a_row += 1
+        if self.in_a_row > limit:
+            raise StageError(
+                f"the gradient was not finite at {self.in_a_row} steps in a row up to step {step}: the last good "
+                f"checkpoint is {last_good()}; lower the learning rates or the discriminator's weight, or train in fp32"
+            )

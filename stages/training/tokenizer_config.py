@@ -1,0 +1,93 @@
+"""The configuration of the tokenizer stage: model, losses, optimizer, schedule. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.config import StrictModel
+from stages.models.losses.configs import LossConfig
+from stages.models.tokenizer_config import TokenizerModelConfig
+
+
+class TokenizerOptimizerConfig(StrictModel):
+    """Adam for both networks; only the generator's learning rate has a schedule."""
+
+    learning_rate: PositiveFloat = 1e-3
+    """Of the generator, after warm-up. Published: 4.5e-6 for each picture of the batch, for much larger networks."""
+
+    warmup_steps: NonNegativeInt = 20
+    """Steps over which it rises linearly from 0."""
+
+    schedule_steps: PositiveInt | None = 3600
+    """Step at which it has fallen along a cosine to `min_learning_rate`, where it stays; null: it stays at its peak.
+    Not derived from `steps`, so that raising `steps` goes on with the same run."""
+
+    min_learning_rate: NonNegativeFloat = 2e-5
+    """Where the cosine ends."""
+
+    betas: tuple[float, float] = (0.5, 0.99)
+    """Adam's decay rates, of both optimizers. Published: 0.5, 0.9."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay (AdamW) of the generator; 0 is plain Adam."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "TokenizerOptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)}: both are at least 0 and below 1")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: lower it, "
+                "or set schedule_steps to null for a constant learning rate"
+            )
+        if self.schedule_steps is not None and self.schedule_steps <= self.warmup_steps:
+            raise ValueError(
+                f"schedule_steps {self.schedule_steps} ends before warmup_steps {self.warmup_steps}: "
+                "raise the first or lower the second"
+            )
+        return self
+
+
+class TokenizerConfig(StrictModel):
+    """How a tokenizer is trained."""
+
+    model: TokenizerModelConfig = TokenizerModelConfig()
+    """Encoder, codebook, decoder."""
+
+    losses: LossConfig = LossConfig()
+    """The terms of the loss, and the discriminator."""
+
+    optimizer: TokenizerOptimizerConfig = TokenizerOptimizerConfig()
+    """Learning rates and schedule."""
+
+    steps: PositiveInt = 3600
+    """Updates of the generator. Raising it goes on from the last checkpoint."""
+
+    batch_size: PositiveInt = 8
+    """Pictures of one update, over all ranks. In a run of minutes many small updates learn more than few large
+    ones: after 6,144 emoji 20.1 dB in batches of 8, 19.5 in batches of 16."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast, for GPUs and CPUs with AMX; codebook and losses stay in fp32."""
+
+    horizontal_flip: bool = False
+    """Mirror every other picture; wrong where mirrored pictures are (flags, text, digits)."""
+
+    random_crop: bool = False
+    """A random window instead of the middle one, where stored pictures are larger than `image_size`."""
+
+    validate_every: PositiveInt = 300
+    """Steps between looks at held-out pictures."""
+
+    validation_pictures: PositiveInt = 512
+    """Held-out pictures looked at, at most; the first ones of the split."""
+
+    record_every: PositiveInt = 10
+    """Steps between rows of the history."""
+
+    seed: NonNegativeInt = 0
+    """Of weights, order, augmentation and codebook restarts."""
+
+    policy: Literal["scratch", "keep"] = Field(default="scratch", exclude=True)
+    """What happens when the shards change but nothing else does. `scratch`: train anew. `keep`: the tokenizer stays,
+    so that new pictures cost only their own shards and tokens. No part of the fingerprint."""

@@ -1,0 +1,42 @@
+"""Bits per token: what the prior's own probabilities say, whatever the batch size."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.metrics.likelihood import picture_bits_per_token
+from stages.models.priors.configs import GPTConfig
+from stages.models.priors.gpt import GPT
+from stages.models.vocabulary import Vocabulary
+
+
+def small_prior() -> GPT:
+    torch.manual_seed(0)
+    config = GPTConfig(num_layers=1, num_heads=2, width=16)
+    return GPT(config, vocabulary=Vocabulary(num_codes=8, num_classes=3), num_tokens=6).eval()
+
+
+def corpus() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 8, (10, 6)).astype(np.uint16), rng.integers(-1, 3, 10)
+
+
+def test_bits_are_those_of_the_probabilities_token_by_token() -> None:
+    prior, (tokens, labels) = small_prior(), corpus()
+    bits = picture_bits_per_token(prior, tokens, labels, batch_size=4, device="cpu")
+    with torch.no_grad():
+        condition = prior.vocabulary.condition(torch.from_numpy(labels))
+        probabilities = prior(condition, torch.from_numpy(tokens.astype(np.int64))).double().softmax(-1).numpy()
+    expected = [-np.mean([np.log2(probabilities[n, t, tokens[n, t]]) for t in range(6)]) for n in range(10)]
+    assert bits == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prior_that_knows_nothing_needs_log2_of_the_codebook() -> None:
+    prior, (tokens, labels) = small_prior(), corpus()
+    torch.nn.init.zeros_(prior.head.weight)
+    assert picture_bits_per_token(prior, tokens, labels, batch_size=10, device="cpu") == pytest.approx([3.0] * 10)
+
+
+def test_an_empty_table_has_no_bits() -> None:
+    empty = np.zeros((0, 6), np.uint16)
+    assert picture_bits_per_token(small_prior(), empty, np.zeros(0, int), batch_size=4, device="cpu").shape == (0,)

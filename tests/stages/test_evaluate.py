@@ -1,0 +1,215 @@
+"""The evaluate stage: right figures, the same bytes again, only missing units, and a page that shows all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError, DataError, StageError
+from pipeline.runner import run_stage
+from pipeline.runtime import LocalRuntime
+from pipeline.stage import Stage
+from pipeline.units import Unit
+from stages.data.images import to_model_range
+from stages.data.loader import load_all
+from stages.data.shards import ShardReader, open_split
+from stages.data.tables import read_tokens
+from stages.evaluate import EvaluateConfig, evaluate
+from stages.metrics.measure import Measurer
+from stages.models.tokenizer import Tokenizer
+from tests.stages.made_up import World, make
+
+CONFIG = EvaluateConfig(feature_size=32, chance_pictures=12, shown_per_class=3, shown_neighbours=4)
+
+
+def run(inputs: dict[str, Artifact], workdir: Path, config: EvaluateConfig = CONFIG) -> Artifact:
+    stage = Stage("evaluate", evaluate, config, inputs)  # type: ignore[arg-type]
+    return run_stage(stage, inputs, str(workdir), LocalRuntime())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def report(world: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run(world, tmp_path_factory.mktemp("report"))
+
+
+def test_every_figure_says_what_it_was_computed_on(report: Artifact) -> None:
+    figures = report.read_json("report.json")["figures"]
+    for name in ("samples", "reconstructions", "floor", "chance"):
+        assert (
+            figures[f"kid_{name}"]["interval"][0]
+            < figures[f"kid_{name}"]["value"]
+            < figures[f"kid_{name}"]["interval"][1]
+        )
+        assert "EfficientNet-Lite0" in figures[f"frechet_{name}"]["computed_on"]
+    for name, figure in figures.items():
+        assert figure["samples"] > 0 and len(figure["computed_on"]) > 20, name
+        assert figure["better"] in ("higher", "lower"), name
+    assert not any("fid" in name for name in figures)
+    assert (figures["kid_samples"]["samples"], figures["kid_samples"]["against"]) == (36, 40)
+    assert figures["kid_floor"]["samples"] == 40
+
+
+def test_noisy_samples_are_farther_than_the_real_floor(report: Artifact) -> None:
+    figures = report.read_json("report.json")["figures"]
+    assert figures["kid_samples"]["value"] > figures["kid_floor"]["interval"][1]
+
+
+def test_reconstruction_is_that_of_the_tokenizer_on_every_held_out_picture(
+    world: dict[str, Artifact], report: Artifact
+) -> None:
+    tokenizer = Tokenizer.load(world["tokenizer"].local("model.safetensors").parent)
+    pictures, _, _ = load_all(open_split(world["shards"], "val"), 3)
+    x = to_model_range(pictures)
+    error = ((tokenizer.reconstruct(x) - x) / 2).double()
+    psnr = float((-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean())
+    figures = report.read_json("report.json")["figures"]
+    assert figures["psnr"]["value"] == pytest.approx(psnr, abs=1e-4)
+    assert figures["l1"]["value"] == pytest.approx(float(error.abs().mean()), rel=1e-5)
+    assert figures["psnr"]["samples"] == 40
+
+
+def test_codebook_use_counts_the_whole_corpus_and_the_held_out_part(
+    world: dict[str, Artifact], report: Artifact
+) -> None:
+    tables = {
+        unit.name: read_tokens(world["tokens"].local(file.path))
+        for unit, file in world["tokens"].unit_files(".parquet")
+    }
+    figures = report.read_json("report.json")["figures"]
+    corpus = np.concatenate([table.tokens_NT for table in tables.values()])
+    assert figures["codebook_used_corpus"]["value"] == len(np.unique(corpus)) / 16
+    assert figures["codebook_used_corpus"]["samples"] == corpus.size
+    assert figures["codebook_used_held_out"]["value"] == len(np.unique(tables["val-000000"].tokens_NT)) / 16
+
+
+def test_likelihood_reads_each_held_out_picture_once_and_about_as_many_training_pictures(report: Artifact) -> None:
+    figures = report.read_json("report.json")["figures"]
+    assert figures["bits_per_token_held_out"]["samples"] == 40
+    assert figures["bits_per_token_train"]["samples"] == 40
+    gap = figures["bits_per_token_held_out"]["value"] - figures["bits_per_token_train"]["value"]
+    assert figures["overfit_gap"]["value"] == pytest.approx(gap)
+    assert 3.5 < figures["bits_per_token_held_out"]["value"] < 4.5
+
+
+def test_the_same_inputs_give_the_same_report_bytes(
+    world: dict[str, Artifact], report: Artifact, tmp_path: Path
+) -> None:
+    torch.set_num_threads(2)
+    again = run(world, tmp_path)
+    assert again.digest == report.digest
+    pages = [artifact.folder.read("report.html") for artifact in (report, again)]
+    assert pages[0] == pages[1]
+
+
+def test_showing_more_measures_nothing_again(world: dict[str, Artifact], tmp_path: Path) -> None:
+    first = run(world, tmp_path)
+    more = run(world, tmp_path, CONFIG.model_copy(update={"shown_per_class": 5}))
+    assert first.notes["units_reused"] == 0
+    assert more.notes["units_reused"] == len(more.units) == 11
+    assert more.read_json("report.json") == first.read_json("report.json")
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+
+
+def test_the_page_is_one_file_without_scripts_that_loads_nothing(report: Artifact) -> None:
+    html = report.folder.read("report.html").decode()
+    page = Page()
+    page.feed(html)
+    assert page.loads and all(load.startswith(("data:image/", "#")) for load in page.loads)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert "url(http" not in html and "@import" not in html
+
+
+def test_the_page_shows_verdict_figures_pictures_curves_warnings_and_attribution(report: Artifact) -> None:
+    html = report.folder.read("report.html").decode()
+    content = report.read_json("report.json")
+    assert content["verdict"] in html
+    assert all(word in html for word in ("discs", "squares", "stripes", "made up: nothing here is real"))
+    assert "Shapes by &lt;nobody&gt;, CC0" in html
+    assert html.count('alt="sample of discs"') == 3
+    assert html.count('alt="nearest training picture"') == 4
+    assert html.count("<svg") == 5  # PSNR, losses, codes in use, bits per token, codebook
+    assert "prefers-color-scheme: dark" in html
+    assert not re.search(r"\bFID\b(?! or KID values)", html)
+
+
+def test_the_report_leaves_timings_and_paths_out_of_its_content(report: Artifact, world: dict[str, Artifact]) -> None:
+    text = json.dumps(report.read_json("report.json"))
+    assert "seconds" not in text and "/" + str(world["shards"].folder).strip("/") not in text
+    assert [entry.path for entry in report.own_files] == ["report.json"]
+
+
+def test_pictures_without_classes_are_judged_as_they_are(tmp_path: Path) -> None:
+    inputs = make(tmp_path / "world", World(classes=(), shares=(), history=False))
+    report = run(inputs, tmp_path / "report")
+    content = report.read_json("report.json")
+    assert content["classes"] == []
+    assert content["figures"]["kid_samples"]["computed_on"].count("weighted") == 0
+    assert "How the prior learned" not in report.folder.read("report.html").decode()
+
+
+def test_grey_pictures_are_judged_too(tmp_path: Path) -> None:
+    report = run(make(tmp_path / "world", World(channels=1, history=False)), tmp_path / "report")
+    assert 0 < report.read_json("report.json")["figures"]["psnr"]["value"] < 40
+
+
+def test_a_class_with_too_few_samples_is_left_out_and_named(tmp_path: Path) -> None:
+    report = run(make(tmp_path / "world", World(samples=(8,), history=False)), tmp_path / "report")
+    content = report.read_json("report.json")
+    assert content["classes_left_out"] == ["stripes"]
+    assert content["figures"]["kid_samples"]["samples"] == 6
+    assert any("stripes" in warning for warning in report.notes["warnings"])
+
+
+def test_a_shard_whose_pictures_are_all_removed_measures_as_nothing(tmp_path: Path, world: dict[str, Artifact]) -> None:
+    shard = open_split(world["shards"], "val")[0]
+    table = ShardReader(shard).table
+    gone = dataclasses.replace(shard, tombstones=frozenset(row["key"] for row in table))
+    measurer = Measurer(world["tokenizer"].local("model.safetensors").parent, tmp_path, "cpu")
+    recipe = {"measure": "reconstruction", "image_size": 32, "channels": 3, "feature_size": 32, "batch_size": 8}
+    assert measurer(Unit("reconstruction-val-000000", recipe, {"shard": gone}), tmp_path) == {"pictures": 0}
+    arrays = load_file(tmp_path / "reconstruction-val-000000.safetensors")
+    assert arrays["features"].shape == (0, 1280) and arrays["originals"].shape == (0, 32, 32, 3)
+
+
+def test_no_held_out_pictures_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    inputs = make(tmp_path / "world", World(val=(2,)))
+    with pytest.raises(DataError, match=r"shard\.validation_fraction"):
+        run(inputs, tmp_path / "report")
+
+
+def test_too_few_samples_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    inputs = make(tmp_path / "world", World(samples=(2,)))
+    with pytest.raises(ConfigError, match=r"sample\.num_samples"):
+        run(inputs, tmp_path / "report")
+
+
+def test_samples_of_another_tokenizer_are_refused(world: dict[str, Artifact], tmp_path: Path) -> None:
+    other = make(tmp_path / "world", World(size=40))
+    with pytest.raises(StageError, match="samples were made with tokenizer"):
+        run({**world, "samples": other["samples"]}, tmp_path / "report")
