@@ -103,7 +103,7 @@ class Runner:
                 continue
             artifact = self.decide(given).artifact
             if artifact is None:
-                return Decision(stage, f"waits for {given.name}")
+                return Decision(stage, ", ".join([f"waits for {given.name}", *self._changed_keys(stage)]))
             digests[name] = artifact.digest
         recipe = stage.recipe(digests)
         mark = fingerprint(recipe)
@@ -222,14 +222,24 @@ class Runner:
         latest = self.workdir.latest(stage)
         if latest is None:
             return "never finished here"
-        changes = [f"{name} changed" for name in recipe["inputs"] if _differs(recipe, latest.recipe, "inputs", name)]
-        now, before = flatten(recipe["config"]), flatten(latest.recipe["config"])
-        for key in sorted({*now, *before}):
-            if now.get(key) != before.get(key):
-                changes.append(f"{stage.name}.{key} {before.get(key)} -> {now.get(key)}")
-        if recipe["version"] != latest.recipe["version"]:
-            changes.append(f"version {latest.recipe['version']} -> {recipe['version']}")
-        return ", ".join(changes) or "its artifact is gone"
+        before = latest.recipe["inputs"]
+        inputs = [f"{name} changed" for name, digest in recipe["inputs"].items() if digest != before.get(name)]
+        return ", ".join([*inputs, *self._changed_keys(stage)]) or "its artifact is gone"
+
+    def _changed_keys(self, stage: Stage) -> list[str]:
+        """Say which keys of the config, or the version, differ from the artifact that the stage made last."""
+        latest = self.workdir.latest(stage)
+        if latest is None:
+            return []
+        now, before = flatten(stage.config.model_dump(mode="json")), flatten(latest.recipe["config"])
+        changes = [
+            f"{stage.name}.{key} {before.get(key)} -> {now.get(key)}"
+            for key in sorted({*now, *before})
+            if now.get(key) != before.get(key)
+        ]
+        if stage.version != latest.recipe["version"]:
+            changes.append(f"version {latest.recipe['version']} -> {stage.version}")
+        return changes
 
 
 def run_stage(
@@ -247,7 +257,3 @@ def verify(artifacts: Sequence[Artifact]) -> None:
     complaints = [line for artifact in artifacts for line in artifact.damaged()]
     if complaints:
         raise StageError("\n".join(["finished artifacts are damaged; redo their stages with --force:", *complaints]))
-
-
-def _differs(now: Mapping[str, Any], before: Mapping[str, Any], section: str, key: str) -> bool:
-    return bool(now[section].get(key) != before[section].get(key))

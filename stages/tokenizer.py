@@ -30,8 +30,8 @@ def train_tokenizer(config: TokenizerConfig, *, shards: Artifact, output: Output
     adversary = config.losses.discriminator
     if adversary.weight > 0 and adversary.generator_start >= config.steps:
         output.warn(
-            f"the generator feels the discriminator from step {adversary.generator_start} on, and training ends at step "
-            f"{config.steps}: this tokenizer is trained without an adversarial loss"
+            f"the generator feels the discriminator from step {adversary.generator_start} on, and training ends at "
+            f"step {config.steps}: this tokenizer is trained without an adversarial loss"
         )
     folder = training_folder(output, stop_keys=STOP_KEYS)
     job = TokenizerJob(config=config, shards=shards, folder=folder, cluster=runtime.cluster)

@@ -59,6 +59,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(channels_in, channels_out, kernel, stride=stride, groups=groups)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Apply it to [B, C, H, W]."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         top, bottom = _same_padding(x_BCHW.shape[2], kernel, stride)
         left, right = _same_padding(x_BCHW.shape[3], kernel, stride)
@@ -101,6 +102,7 @@ class InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and channels_in == channels_out
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Apply it to [B, C, H, W]."""
         y = x_BCHW
         if self._expand_conv is not None:
             y = F.relu6(self._expand_conv(y), inplace=True)
@@ -139,7 +141,8 @@ class EfficientNetLite0(nn.Module):
         self.requires_grad_(False)
         super().train(False)
 
-    def train(self, mode: bool = True) -> Self:  # a parent's train() must not reach a frozen measuring instrument
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation: a parent's `train()` must not reach a frozen measuring instrument."""
         return self
 
     def stage_features(self, x_BCHW: Tensor, stages: Sequence[int] = (0, 1, 2, 3, 4)) -> list[Tensor]:

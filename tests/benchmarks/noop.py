@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.pictures import draw_pictures  # noqa: E402
-from tests.small import COMMAND, small_config  # noqa: E402
+from tests.pictures import draw_pictures
+from tests.small import COMMAND, small_config
 
 RUNS = 7
 HEAVY = ("ray", "torch", "mlflow", "lightning_fabric", "webdataset", "pyarrow", "numpy", "PIL", "matplotlib", "fsspec")

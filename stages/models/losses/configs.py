@@ -37,8 +37,8 @@ class DiscriminatorConfig(StrictModel):
     adaptive_cap: PositiveFloat = 1e4
     """Upper limit of the ratio of gradient norms."""
 
-    learning_rate: PositiveFloat = 4e-4
-    """Of the discriminator's optimizer, constant."""
+    learning_rate: PositiveFloat = 1e-4
+    """Of the discriminator's optimizer, constant. At 4e-4 it was certain of every emoji after some hundred steps."""
 
     @property
     def generator_start(self) -> int:
