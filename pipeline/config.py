@@ -68,7 +68,7 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
     tree = tree or {}
     for override in overrides:
         _apply(tree, override)
-    return validate(model, tree, str(path))
+    return validate(model, tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def validate(model: type[Model], tree: Mapping[str, Any], origin: str) -> Model:

@@ -157,6 +157,7 @@ def _open_log(home: Folder) -> Path:
     for room in ("pipeline", "stages"):
         logging.getLogger(room).setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
+    logging.raiseExceptions = False  # a log that cannot be written must not bury the message of why
     return path
 
 

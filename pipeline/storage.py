@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp-"
 """Prefix of everything not yet committed. Listings leave it out; a run sweeps what a killed one left behind."""
 
-_REMEDIES = {
+_REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: "no space is left there: make room, then run the same command again",
     errno.EDQUOT: "the quota is used up: make room, then run the same command again",
     errno.EROFS: "it is read-only: choose another --workdir or remount it",
@@ -48,10 +48,18 @@ def explaining(place: str) -> Iterator[None]:
     """Turn the operating system's refusal to write at `place` into a StorageError that names the remedy."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _REMEDIES:
+    except Exception as error:
+        remedy = _REMEDIES.get(_error_number(error))
+        if remedy is None:
             raise
-        raise StorageError(f"cannot write {place}: {_REMEDIES[error.errno]}") from error
+        raise StorageError(f"cannot write {place}: {remedy}") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's error number; a library may have kept nothing of it but its words (safetensors does)."""
+    if isinstance(error, OSError):
+        return error.errno
+    return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
 
 
 @dataclass(frozen=True, order=True)
@@ -135,7 +143,7 @@ class Folder:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Yield a local temporary path; what was written there becomes the file when the block ends well."""
-        with explaining(f"{self.url}/{name}"), self.scratch() as scratch:
+        with self.scratch(name) as scratch:
             path = scratch / Path(name).name
             yield path
             if self.is_local:
@@ -148,19 +156,22 @@ class Folder:
                 _remote(self.url).put_file(str(path), f"{self.url}/{name}")
 
     @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """Yield an empty local folder that is gone afterwards; on a disk it lies here, so that a rename can commit."""
-        if self.is_local:
-            with explaining(self.url):
+    def scratch(self, name: str = "") -> Iterator[Path]:
+        """Yield an empty local folder that is gone afterwards; on a disk it lies here, so that a rename can commit.
+
+        Raises StorageError where the disk refuses; `name` is what the message says could not be written.
+        """
+        with explaining(f"{self.url}/{name}".rstrip("/")):
+            if self.is_local:
                 self.path.mkdir(parents=True, exist_ok=True)
                 scratch = self.path / f"{TEMPORARY}{secrets.token_hex(6)}"
                 scratch.mkdir()
-        else:
-            scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            else:
+                scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def adopt(self, scratch: Path, name: str, *, last: str) -> None:
         """Commit a whole scratch folder as `name`; `last` is the file whose existence says that all others are there.

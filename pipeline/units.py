@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import FORMAT_VERSION, FileEntry, UnitRecord, digest_of
-from pipeline.storage import Folder, canonical_json, explaining
+from pipeline.storage import Folder, canonical_json
 
 if TYPE_CHECKING:
     from pipeline.runtime import BoundRuntime
@@ -69,7 +69,7 @@ class UnitStore:
 
     def make(self, unit: Unit, worker: Worker) -> UnitRecord:
         """Run the worker in a scratch folder and commit what it wrote, its record last."""
-        with explaining(f"unit {unit.name} in {self.folder}"), self.folder.scratch() as scratch:
+        with self.folder.scratch(unit.name) as scratch:
             counts = worker(unit, scratch)
             names = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
             files = tuple(FileEntry.of(scratch / name, name) for name in names)

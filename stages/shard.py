@@ -198,11 +198,11 @@ class _Made:
         output.write("contact_sheet.png", self._contact_sheet(output, dataset, tombstones))
         return {
             "pictures": splits.total(),
-            "train": splits["train"],
-            "val": splits["val"],
             "classes": len(self.plan.classes),
             "shards": len(self.plan.shards),
             "rejects": len(rejects),
+            "train": splits["train"],
+            "val": splits["val"],
             "bytes": sum(entry.bytes for record in self.records for entry in record.files),
         }
 

@@ -67,7 +67,7 @@ class Checkpoints:
         """
         self._check_fence()
         name = f"step-{step:08d}-{secrets.token_hex(4)}"
-        with self._folder.scratch() as scratch:
+        with self._folder.scratch(name) as scratch:
             names = save_state(scratch, "state", state)
             (scratch / "history.jsonl").write_text("".join(f"{json.dumps(row, sort_keys=True)}\n" for row in history))
             entries = [FileEntry.of(scratch / file, file) for file in sorted([*names, "history.jsonl"])]

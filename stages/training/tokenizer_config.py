@@ -18,7 +18,7 @@ class TokenizerOptimizerConfig(StrictModel):
     warmup_steps: NonNegativeInt = 20
     """Steps over which it rises linearly from 0."""
 
-    schedule_steps: PositiveInt | None = 3600
+    schedule_steps: PositiveInt | None = 3200
     """Step at which it has fallen along a cosine to `min_learning_rate`, where it stays; null: it stays at its peak.
     Not derived from `steps`, so that raising `steps` goes on with the same run."""
 
@@ -60,7 +60,7 @@ class TokenizerConfig(StrictModel):
     optimizer: TokenizerOptimizerConfig = TokenizerOptimizerConfig()
     """Learning rates and schedule."""
 
-    steps: PositiveInt = 3600
+    steps: PositiveInt = 3200
     """Updates of the generator. Raising it goes on from the last checkpoint."""
 
     batch_size: PositiveInt = 8
@@ -76,7 +76,7 @@ class TokenizerConfig(StrictModel):
     random_crop: bool = False
     """A random window instead of the middle one, where stored pictures are larger than `image_size`."""
 
-    validate_every: PositiveInt = 300
+    validate_every: PositiveInt = 400
     """Steps between looks at held-out pictures."""
 
     validation_pictures: PositiveInt = 512

@@ -32,6 +32,10 @@ def test_a_full_disk_is_explained_with_its_remedy(tmp_path):
     with pytest.raises(StorageError, match=r"model\.bin: no space is left there: make room"):  # noqa: SIM117
         with Folder.at(tmp_path).writing("model.bin"):
             raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(StorageError, match=r"state: no space is left there"):  # noqa: SIM117
+        with Folder.at(tmp_path).scratch("state"):
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert Folder.at(tmp_path).names() == []
 
 
 def test_folders_behind_a_url_hold_the_same_files(tmp_path):

@@ -22,7 +22,7 @@ class DiscriminatorConfig(StrictModel):
     weight: NonNegativeFloat = 0.2
     """Size of the adversarial gradient in the last layer, relative to that of reconstruction; published: 0.8."""
 
-    start: NonNegativeInt = 1800
+    start: NonNegativeInt = 2200
     """Step of the discriminator's first update."""
 
     warmup_steps: NonNegativeInt = 200
@@ -68,7 +68,7 @@ class PerceptualConfig(StrictModel):
     """`efficientnet_lite0`: packaged weights, cheap, uncalibrated. `vgg`, `alex`, `squeeze`: LPIPS (Zhang et al. 2018);
     their backbones come from torchvision's download or from TORCH_HOME. `none`: no perceptual loss."""
 
-    stages: tuple[int, ...] = (0, 1, 2)
+    stages: tuple[int, ...] = (0, 1)
     """Stages of efficientnet_lite0 that are compared, at strides 2, 4, 8, 16, 32; later ones cost more."""
 
     @model_validator(mode="after")
