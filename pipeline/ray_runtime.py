@@ -18,9 +18,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from pipeline.artifacts import UnitRecord
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, Interrupted, StageError, UserError
+from pipeline.manifest import UnitRecord
 from pipeline.runtime import Loop, Rank, Reporter, attempt_name, available_cores, visible_gpus
 from pipeline.units import MakeWorker, Unit, UnitStore, Worker
 

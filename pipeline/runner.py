@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST, Artifact, Output, Source
+from pipeline.artifacts import Artifact, Source
 from pipeline.config import flatten
 from pipeline.errors import ConfigError, Interrupted, StageError
+from pipeline.manifest import MANIFEST
+from pipeline.output import Output
 from pipeline.progress import Screen
 from pipeline.provenance import provenance
 from pipeline.runtime import BoundRuntime, LocalRuntime, Runtime

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.artifacts import UnitRecord
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, Interrupted
+from pipeline.manifest import UnitRecord
 from pipeline.units import MakeWorker, Unit, UnitStore
 
 

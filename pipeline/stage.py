@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.artifacts import FORMAT_VERSION, Metrics, Source
+from pipeline.artifacts import Metrics, Source
 from pipeline.errors import ConfigError
+from pipeline.manifest import FORMAT_VERSION
 from pipeline.storage import canonical_json
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import FORMAT_VERSION, FileEntry, UnitRecord, digest_of
+from pipeline.manifest import FORMAT_VERSION, FileEntry, UnitRecord, digest_of
 from pipeline.storage import Folder, canonical_json
 
 if TYPE_CHECKING:
-    from pipeline.runtime import BoundRuntime
+    pass
 
 RECORD = "unit.json"
 
@@ -78,23 +78,3 @@ class UnitStore:
             (scratch / RECORD).write_text(canonical_json(record.model_dump()))
             self.folder.adopt(scratch, key[:32], last=RECORD)
         return record
-
-
-def map_units(
-    store: UnitStore,
-    make_worker: MakeWorker,
-    units: Sequence[Unit],
-    runtime: BoundRuntime,
-    *,
-    label: str,
-    gpu: bool = True,
-    fresh: bool = False,
-) -> tuple[list[UnitRecord], int]:
-    """Return the records of all units in their order, and how many were reused."""
-    assert len({unit.name for unit in units}) == len(units), "unit names must differ"
-    records = {} if fresh else {unit.name: found for unit in units if (found := store.find(unit)) is not None}
-    reused = len(records)
-    missing = [unit for unit in units if unit.name not in records]
-    for record in runtime.map_units(store, make_worker, missing, label=label, finished=reused, gpu=gpu):
-        records[record.name] = record
-    return [records[unit.name] for unit in units], reused

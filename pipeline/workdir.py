@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts import MANIFEST, Artifact
+from pipeline.artifacts import Artifact
 from pipeline.errors import WorkdirBusy
+from pipeline.manifest import MANIFEST
 from pipeline.stage import Stage
 from pipeline.storage import Folder, explaining
 from pipeline.units import UnitStore

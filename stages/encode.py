@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifacts import Artifact, Metrics, Output
+from pipeline.artifacts import Artifact, Metrics
 from pipeline.config import StrictModel
 from pipeline.errors import DataError
+from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.artifacts import Artifact, Metrics, Output, UnitRecord
+from pipeline.artifacts import Artifact, Metrics
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, DataError, StageError
+from pipeline.manifest import UnitRecord
+from pipeline.output import Output
 from pipeline.units import Unit
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from pipeline.artifacts import Artifact, Metrics, Output
+from pipeline.artifacts import Artifact, Metrics
 from pipeline.errors import DataError
+from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from stages.models.vocabulary import TokenCorpus
 from stages.training.prior_config import PriorConfig

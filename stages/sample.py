@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from pipeline.artifacts import Artifact, Metrics, Output, UnitRecord
+from pipeline.artifacts import Artifact, Metrics
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, StageError
+from pipeline.manifest import UnitRecord
+from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.artifacts import Metrics, Output, Source, UnitRecord
+from pipeline.artifacts import Metrics, Source
 from pipeline.config import StrictModel
 from pipeline.errors import DataError
+from pipeline.manifest import UnitRecord
+from pipeline.output import Output
 from pipeline.units import Unit
 from stages.data.sources import EmojiSource, SourceConfig, list_source
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipeline.artifacts import Artifact, Metrics, Output
+from pipeline.artifacts import Artifact, Metrics
+from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from stages.training.tokenizer_config import TokenizerConfig
 

@@ -57,7 +57,7 @@ class Samples:
 
 
 class Generator:
-    """Draws pictures; the same (seed, id, label) gives the same picture in whatever company it is drawn."""
+    """Draws pictures; what a (seed, id, label) gives does not depend on the others in its batch, only on its shape."""
 
     def __init__(self, tokenizer: Tokenizer, prior: GPT, classes: Sequence[str]) -> None:
         self.tokenizer = tokenizer.eval()

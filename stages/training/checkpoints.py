@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import MANIFEST, FileEntry
 from pipeline.errors import StageError
+from pipeline.manifest import MANIFEST, FileEntry
 from pipeline.storage import Folder, content_hash
 from stages.training.states import State, load_state, save_state
 

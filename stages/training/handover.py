@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pipeline.artifacts import Output
+from pipeline.output import Output
 from pipeline.storage import Folder
 
 

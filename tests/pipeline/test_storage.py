@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import FileEntry
 from pipeline.errors import StorageError
+from pipeline.manifest import FileEntry
 from pipeline.storage import Folder, canonical_json
 from pipeline.units import Unit, UnitStore
 

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Output, Source, SourceFile
+from pipeline.artifacts import Artifact, Source, SourceFile
 from pipeline.config import ClusterConfig, StrictModel, TrackingConfig
 from pipeline.errors import DataError
+from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.stage import Stage
 from pipeline.units import Unit

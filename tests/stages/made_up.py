@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import Artifact, Metrics, Output
+from pipeline.artifacts import Artifact, Metrics
 from pipeline.config import StrictModel
+from pipeline.output import Output
 from pipeline.runner import run_stage
 from pipeline.runtime import BoundRuntime, LocalRuntime
 from pipeline.stage import Stage

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from pipeline.artifacts import Artifact, Output
+from pipeline.artifacts import Artifact
 from pipeline.config import StrictModel
+from pipeline.output import Output
 from pipeline.runner import run_stage
 from pipeline.runtime import BoundRuntime, LocalRuntime
 from pipeline.stage import Stage
