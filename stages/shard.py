@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Folder
     from pipeline.units import Worker
     from stages.data.assignment import Assignment, PlannedShard
-    from stages.data.sources import Picture
+    from stages.data.pictures import Picture
 
 __all__ = ["VERSION", "ShardConfig", "list_source", "shard"]
 

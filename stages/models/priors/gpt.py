@@ -105,12 +105,9 @@ class GPT(nn.Module):
     def forward(self, condition_BC: Tensor, tokens_BT: Tensor) -> Tensor:
         """Logits [B, T, V] of every image token given the condition and the image tokens before it.
 
-        `condition_BC` holds table tokens (`Vocabulary.condition`). In training mode a share `condition_dropout` of
-        the rows has its condition replaced by the null class, drawn from torch's generator.
+        `condition_BC` holds table tokens (`Vocabulary.condition`); training has already put the null class in place of
+        those it drops.
         """
-        if self.training and self.config.condition_dropout:
-            dropped_B = torch.rand(len(condition_BC), device=condition_BC.device) < self.config.condition_dropout
-            condition_BC = self.vocabulary.drop(condition_BC, dropped_B)
         inputs_BS = torch.cat([condition_BC, tokens_BT[:, :-1]], dim=1)
         x_BSW = self._embed(inputs_BS, 0)
         for block in self.blocks:

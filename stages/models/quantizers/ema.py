@@ -61,8 +61,7 @@ class EMAQuantizer(nn.Module):
 
     def forward(self, z_BCHW: Tensor) -> Quantized:
         """z_BCHW to its nearest codes."""
-        # Half precision would misjudge near ties and lose small distances, so everything here is float32.
-        with torch.autocast(z_BCHW.device.type, enabled=False):
+        with _exact(z_BCHW):
             z = z_BCHW.float()
             indices_BHW = self.nearest(z.detach())
             codes_BCHW = self.embed(indices_BHW)
@@ -74,8 +73,9 @@ class EMAQuantizer(nn.Module):
         """The nearest code's number at each place: z_BCHW -> indices_BHW; the lowest number wins a tie."""
         vectors_ND = vectors(z_BCHW)
         codes_KD = self.embedding.weight.float()
-        # |z - e|^2 without |z|^2, which is the same for every code
-        distances_NK = torch.addmm(codes_KD.square().sum(dim=1), vectors_ND, codes_KD.t(), alpha=-2)
+        with _exact(z_BCHW):
+            # |z - e|^2 without |z|^2, which is the same for every code
+            distances_NK = torch.addmm(codes_KD.square().sum(dim=1), vectors_ND, codes_KD.t(), alpha=-2)
         batch, _, height, width = z_BCHW.shape
         return distances_NK.argmin(dim=1).view(batch, height, width)
 
@@ -123,6 +123,11 @@ class EMAQuantizer(nn.Module):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         order = torch.randperm(num_vectors, generator=generator)
         return order.repeat(-(-self.config.num_codes // num_vectors))[: self.config.num_codes]
+
+
+def _exact(z_BCHW: Tensor) -> torch.autocast:
+    """No autocast: half precision would misjudge near ties and lose small distances."""
+    return torch.autocast(z_BCHW.device.type, enabled=False)
 
 
 def vectors(z_BCHW: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError
 from stages.data.assignment import Assignment, assign, removed
-from stages.data.sources import Picture
+from stages.data.pictures import Picture
 
 
 def picture(n: int, label: str = "a", group: str | None = None) -> Picture:

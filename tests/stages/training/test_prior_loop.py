@@ -297,6 +297,17 @@ def test_conditions_are_dropped_by_place_in_the_order_and_by_seed() -> None:
     assert not drawn_below(0.0, 7, positions).any()
 
 
+def test_the_null_class_is_learnt_only_where_conditions_are_dropped(tokens: Artifact, tmp_path: Path) -> None:
+    def null_embedding(share: float, steps: int) -> torch.Tensor:
+        model = MODEL.model_copy(update={"condition_dropout": share})
+        job = job_at(tmp_path / f"{share}-{steps}", tokens, model=model, steps=steps, validate_every=2)
+        weights = load_file(job.folder.local(f"{train(job)['result']}/model.safetensors"))
+        return weights["token_embedding.weight"][job.corpus.vocabulary.null_token]
+
+    assert torch.equal(null_embedding(0.0, 2), null_embedding(0.0, 4))
+    assert not torch.equal(null_embedding(0.5, 2), null_embedding(0.5, 4))
+
+
 def test_a_sweep_over_ranks_sees_every_row_once(tokens: Artifact) -> None:
     corpus = TokenCorpus.model_validate(tokens.read_json("tokens.json"))
     data = read_split(tokens, corpus, "val")

@@ -17,10 +17,10 @@ VOCABULARY = Vocabulary(num_codes=11, num_classes=3)
 NUM_TOKENS = 9
 
 
-def make_gpt(*, dropout: float = 0.0, condition_dropout: float = 0.0) -> GPT:
+def make_gpt(*, dropout: float = 0.0) -> GPT:
     """A float64 model whose logits are far from uniform."""
     torch.manual_seed(0)
-    config = GPTConfig(num_layers=2, num_heads=2, width=16, dropout=dropout, condition_dropout=condition_dropout)
+    config = GPTConfig(num_layers=2, num_heads=2, width=16, dropout=dropout)
     model = GPT(config, vocabulary=VOCABULARY, num_tokens=NUM_TOKENS).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -155,21 +155,6 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(*batch), model(*batch))
     model.train()
     assert not torch.equal(model(*batch), model(*batch))
-
-
-def test_condition_dropout_replaces_its_share_of_conditions_in_training_only() -> None:
-    model = make_gpt(condition_dropout=0.25)
-    condition_BC = VOCABULARY.condition(torch.ones(4000, dtype=torch.long))
-    tokens_BT = torch.zeros(4000, NUM_TOKENS, dtype=torch.long)
-    with torch.no_grad():
-        conditional_V = model(condition_BC[:1], tokens_BT[:1])[0, 0]
-        unconditional_V = model(VOCABULARY.null_condition(condition_BC[:1]), tokens_BT[:1])[0, 0]
-        model.train()
-        first_BV = model(condition_BC, tokens_BT)[:, 0]
-    dropped_B = (first_BV - unconditional_V).abs().amax(-1) < 1e-9
-    kept_B = (first_BV - conditional_V).abs().amax(-1) < 1e-9
-    assert torch.equal(dropped_B, ~kept_B)
-    assert dropped_B.double().mean().item() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
 
 
 def test_only_weights_of_matrix_products_decay() -> None:
