@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,29 +108,37 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
-    location = ".".join(str(part) for part in item["loc"])
+    keys, sections = _follow(model, item["loc"])
+    location = ".".join(keys)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(model, item["loc"][:-1])
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        known = [name for section in sections for name in section.model_fields]
+        close = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
         return f"  {location}: unknown key; {hint}"
     if item["type"] == "missing":
         return f"  {location}: missing; set it in the file or with {location}=VALUE"
+    if item["type"] == "union_tag_not_found":
+        tag = item["ctx"]["discriminator"].strip("'")
+        kinds = [str(section.model_fields[tag].default) for section in sections]
+        return f"  {location}: which one? Set {location}.{tag} as well, to one of {', '.join(kinds)}"
     message = item["msg"].removeprefix("Value error, ")
     return f"  {location or 'config'}: {message}" + (f" (got {item['input']!r})" if location else "")
 
 
-def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Return the field names of the section at `path`, following nested models and tagged unions."""
-    import typing
+def _follow(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Return the keys of `path` as a user writes them, and the sections that its last key may stand for or lie in.
 
-    models: list[type[BaseModel]] = [model]
-    for part in path:
-        following: list[type[BaseModel]] = []
-        for current in models:
-            field = current.model_fields.get(str(part))
-            if field is not None:
-                candidates = [field.annotation, *typing.get_args(field.annotation)]
-                following += [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        models = following or models  # the tag of a union is a part of the path too, and names no field
-    return [name for current in models for name in current.model_fields]
+    pydantic names the chosen member of a tagged union in the path too: that is no key.
+    """
+    keys: list[str] = []
+    sections = [model]
+    for part in map(str, path):
+        chosen = [s for s in sections if any(field.default == part for field in s.model_fields.values())]
+        if keys and chosen and not any(part in section.model_fields for section in sections):
+            sections = chosen
+            continue
+        keys.append(part)
+        annotations = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
+        candidates = [c for a in annotations for c in (a, *typing.get_args(a))]
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)] or sections
+    return keys, sections
