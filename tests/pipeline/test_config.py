@@ -47,7 +47,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
         (["drawing.shape.width=2"], "drawing.shape: which one? Set drawing.shape.kind as well, to one of disc, box"),
         (
             ["drawing.shape.kind=disc"],
-            "drawing.shape.radius: missing; set it in the file or with drawing.shape.radius=",
+            "drawing.shape.radius: missing; set it in the file or with drawing.",
         ),
         (["drawing.shape.kind=box", "drawing.shape.widht=2"], "drawing.shape.widht: unknown key; did you mean width?"),
         (["drawing.strokes.deep=1"], "strokes is a value, not a section"),
