@@ -115,7 +115,7 @@ def frechet(x: PictureSet, y: PictureSet, *, paired: bool = False) -> Estimate:
 
 
 def _num_folds(x: PictureSet) -> int:
-    return min(FOLDS, x.weighting.num_groups)
+    return min(FOLDS, len(x.weighting.stratum_G))
 
 
 def _from_gram_matrices(x: PictureSet, y: PictureSet) -> _LeftOut:
@@ -143,7 +143,7 @@ def _from_gram_matrices(x: PictureSet, y: PictureSet) -> _LeftOut:
 
     a, b = x.weighting, y.weighting
     folds_x, folds_y = _num_folds(x), _num_folds(y)
-    fold_N, fold_M = a.folds(folds_x), b.folds(folds_y)
+    fold_N, fold_M = a.drawn_N % folds_x, b.drawn_N % folds_y  # groups of each stratum, dealt in turn
     return _LeftOut(
         distance(a.weight_N, b.weight_N),
         np.array([distance(a.weights_of(fold_N != fold), b.weight_N) for fold in range(folds_x)]),
@@ -165,7 +165,7 @@ def _from_moments(x: PictureSet, y: PictureSet) -> _LeftOut:
 
 def _fold_moments(x: PictureSet) -> list[Moments]:
     number = _num_folds(x)
-    fold_N = x.weighting.folds(number)
+    fold_N = x.weighting.drawn_N % number
     moments = []
     for fold in range(number):
         (members,) = np.nonzero(fold_N == fold)

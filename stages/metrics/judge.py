@@ -13,7 +13,7 @@ from stages.metrics.kernel_distance import kid
 from stages.metrics.measured import Integers, Measured, Pairing, Values, pair_by_class
 from stages.metrics.neighbours import NEIGHBOURHOOD, Nearness, nearest, overlap
 from stages.metrics.picture_set import PictureSet
-from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap, bootstrap_mean
+from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap, bootstrap_mean, bootstrap_share
 
 FEATURES = "pooled features of EfficientNet-Lite0 (ImageNet)"
 
@@ -123,8 +123,13 @@ def _compare(pictures: PictureSet, reference: PictureSet, on: str, seed: int, *,
             f"share of held-out pictures that reach one of them; {reach}",
         ),
     ):
-        figures[name] = _figure(bootstrap_mean(values_N, weighting, seed=seed), what, on, "higher", **sizes)
+        mean = bootstrap_mean if name == "density" else _bootstrapped_share
+        figures[name] = _figure(mean(values_N, weighting, seed=seed), what, on, "higher", **sizes)
     return figures
+
+
+def _bootstrapped_share(values_N: Array, weighting: Weighting, *, seed: int) -> Estimate:
+    return bootstrap_share(lambda weight_N: float(weight_N @ values_N), weighting, seed=seed)
 
 
 def _reconstruction(measured: Measured, seed: int) -> dict[str, Figure]:
@@ -223,11 +228,19 @@ def _novelty(nearness: Nearness, num_train: int, *, weighted: bool) -> dict[str,
     sizes = {"samples": len(nearness.distance_N), "against": len(nearness.held_out_M)}
     ratio = "median of samples over median of held-out pictures"
     suspicious = "share of samples nearer than all but 5% of held-out pictures: 5% for unseen pictures"
+    both = f"held-out pictures beside the nearest of {num_train:,} training pictures; {FEATURES}"
     nearer = "chance that a sample is nearer than a held-out picture: 50% for unseen pictures"
     return {
         "nearest_training_ratio": _figure(nearness.ratio(), ratio, on, "higher", **sizes),
         "suspiciously_near": _figure(nearness.suspicious(), suspicious, on, "lower", **sizes),
         "nearer_than_held_out": _figure(nearness.nearer_than_held_out(), nearer, on, "lower", **sizes),
+        "held_out_copies": _figure(
+            nearness.held_out_copies(),
+            "share of held-out pictures that are a training picture as well: the split leaks",
+            both,
+            "lower",
+            samples=len(nearness.held_out_M),
+        ),
     }
 
 

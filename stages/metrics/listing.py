@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
     from stages.data.shards import Shard
 
-FEWEST_GROUPS = 3
-"""Below it there is nothing to draw from: every picture then is a group of its own."""
-
 Integers = NDArray[np.int64]
 
 
@@ -65,10 +62,8 @@ class Listing:
 
 
 def _numbered(groups: Mapping[str, Sequence[str]]) -> dict[str, Integers]:
-    return {split: _numbers(names) for split, names in groups.items()}
-
-
-def _numbers(names: Sequence[str]) -> Integers:
-    """A number for each name, equal for equal names."""
-    distinct, numbers_N = np.unique(np.array(names, dtype=str), return_inverse=True)
-    return numbers_N.astype(np.int64) if len(distinct) >= FEWEST_GROUPS else np.arange(len(names), dtype=np.int64)
+    """A number for each name, equal for equal names of a split."""
+    return {
+        split: np.unique(np.array(names, dtype=str), return_inverse=True)[1].astype(np.int64)
+        for split, names in groups.items()
+    }

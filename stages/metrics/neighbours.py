@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap
+from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap, bootstrap_share
 
 BLOCK_ROWS = 1024  # of a distance matrix at once: memory stays at BLOCK_ROWS x M
 NEIGHBOURHOOD = 3
@@ -124,7 +124,7 @@ class Nearness:
         def nearer(w_N: Array, v_M: Array) -> float:
             return float(w_N @ (self.distance_N < weighted_quantile(self.held_out_M, v_M, share)))
 
-        return bootstrap(nearer, self.weighting_N, self.weighting_M, seed=self.seed)
+        return bootstrap_share(nearer, self.weighting_N, self.weighting_M, seed=self.seed)
 
     def nearer_than_held_out(self) -> Estimate:
         """The chance that a sample is nearer to its neighbour than a held-out picture to its own; ties count half.
@@ -140,7 +140,12 @@ class Nearness:
             cumulated = np.concatenate([[0.0], v_M[order].cumsum()])
             return float(w_N @ (1 - (cumulated[below_N] + cumulated[up_to_N]) / 2))
 
-        return bootstrap(chance, self.weighting_N, self.weighting_M, seed=self.seed)
+        return bootstrap_share(chance, self.weighting_N, self.weighting_M, seed=self.seed)
+
+    def held_out_copies(self) -> Estimate:
+        """The share of held-out pictures that are a training picture too, by their features: a leak of the split."""
+        is_copy_M = self.held_out_M <= 1e-3 * np.median(self.held_out_M)
+        return bootstrap_share(lambda v_M: float(v_M @ is_copy_M), self.weighting_M, seed=self.seed)
 
     def quantiles(self, number: int = 101) -> tuple[Array, Array]:
         """Evenly spaced quantiles of both sets' distances, from 0% to 100%."""

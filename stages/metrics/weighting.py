@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+FEWEST_GROUPS = 3
+
 ROUNDS = 1000
 """Draws of a bootstrap: the ends of a 95% interval then have 25 draws beyond them."""
 
@@ -25,8 +27,9 @@ class Estimate(NamedTuple):
 
     value: float
     interval: tuple[float, float]
-    by: Literal["jackknife", "bootstrap"]
-    """Where the interval comes from: 1.96 standard errors of a jackknife, or quantiles of bootstrap draws."""
+    by: Literal["jackknife", "bootstrap", "binomial"]
+    """Where the interval comes from: 1.96 standard errors of a jackknife, quantiles of bootstrap draws, or, for a share
+    that no draw moves from 0 or 1, the exact binomial bound."""
 
     @classmethod
     def of_jackknife(cls, value: float, variance: float) -> Estimate:
@@ -91,36 +94,49 @@ class Weighting:
 
     def resampled(self, rng: np.random.Generator) -> Array:
         """The weights of one bootstrap draw: as many groups as there are, with replacement, stratum by stratum."""
-        times_G = np.concatenate([rng.multinomial(count, np.full(count, 1 / count)) for count in self._groups_S])
-        return self.weights_of(times_G[self._drawn_N])
+        groups_S = np.bincount(self.stratum_G, minlength=len(self.share_S))
+        times_G = np.concatenate([rng.multinomial(count, np.full(count, 1 / count)) for count in groups_S])
+        return self.weights_of(times_G[self.drawn_N])
 
-    def folds(self, number: int) -> Integers:
-        """Deal the groups of each stratum in turn into so many folds: fold_N, in [0, number)."""
-        fold_N: Integers = self._drawn_N % number
-        return fold_N
-
-    def sums_of_groups(self, values_N: Array) -> tuple[Array, Integers]:
-        """The sum of values over each group of each stratum, and its stratum: sum_G, stratum_G."""
-        stratum_G = np.repeat(np.arange(len(self._groups_S), dtype=np.int64), self._groups_S)
-        sum_G: Array = np.bincount(self._drawn_N, values_N, minlength=len(stratum_G)).astype(np.float64)
-        return sum_G, stratum_G
+    def sums_of_groups(self, values_N: Array) -> Array:
+        """The sum of values over each group of each stratum: sum_G."""
+        sum_G: Array = np.bincount(self.drawn_N, values_N, minlength=len(self.stratum_G)).astype(np.float64)
+        return sum_G
 
     @property
-    def num_groups(self) -> int:
-        """How many groups there are; one that is in two strata counts in each."""
-        return int(self._groups_S.sum())
+    def effective_size(self) -> float:
+        """As many independent pictures of equal weight give a mean the same variance (Kish 1965); a group is one."""
+        return float(1 / np.square(self.sums_of_groups(self.weight_N)).sum())
 
     @cached_property
-    def _drawn_N(self) -> Integers:
-        """What each picture is drawn with: the index of its (stratum, group) among all, ordered by stratum."""
-        pairs_N2 = np.stack([self.stratum_N, self.group_N], axis=1)
-        return np.unique(pairs_N2, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    def drawn_N(self) -> Integers:
+        """Which of the G groups each picture is in: those of one stratum follow one another.
+
+        A group is taken apart by strata. In a stratum of fewer than three groups, where leaving one out or drawing
+        anew would change next to everything, every picture is a group of its own.
+        """
+        groups_S = np.bincount(_distinct(self.stratum_N, self.group_N)[0][:, 0], minlength=len(self.share_S))
+        alone_N = groups_S[self.stratum_N] < FEWEST_GROUPS
+        apart_N = self.group_N.max(initial=0) + 1 + np.arange(len(self))
+        return _distinct(self.stratum_N, np.where(alone_N, apart_N, self.group_N))[1]
 
     @cached_property
-    def _groups_S(self) -> Integers:
-        """Groups in each stratum."""
-        pairs_G2 = np.unique(np.stack([self.stratum_N, self.group_N], axis=1), axis=0)
-        return np.bincount(pairs_G2[:, 0], minlength=len(self.share_S)).astype(np.int64)
+    def stratum_G(self) -> Integers:
+        """The stratum of each group."""
+        stratum_G = np.zeros(self.drawn_N.max() + 1, np.int64)
+        stratum_G[self.drawn_N] = self.stratum_N
+        return stratum_G
+
+    @cached_property
+    def size_G(self) -> Integers:
+        """Pictures of each group."""
+        return np.bincount(self.drawn_N).astype(np.int64)
+
+
+def _distinct(stratum_N: Integers, group_N: Integers) -> tuple[Integers, Integers]:
+    """The sorted distinct (stratum, group) pairs, and the index among them of each picture's."""
+    pairs_G2, index_N = np.unique(np.stack([stratum_N, group_N], axis=1), axis=0, return_inverse=True)
+    return pairs_G2, index_N.reshape(-1).astype(np.int64)
 
 
 def bootstrap(statistic: Callable[..., float], *weightings: Weighting, seed: int, rounds: int = ROUNDS) -> Estimate:
@@ -138,3 +154,18 @@ def bootstrap(statistic: Callable[..., float], *weightings: Weighting, seed: int
 def bootstrap_mean(values_N: Array, weighting: Weighting, *, seed: int) -> Estimate:
     """The weighted mean of one value a picture."""
     return bootstrap(lambda weight_N: float(weight_N @ values_N), weighting, seed=seed)
+
+
+def bootstrap_share(statistic: Callable[..., float], *weightings: Weighting, seed: int) -> Estimate:
+    """As `bootstrap`, for a share of the first weighting's pictures.
+
+    Where all draws agree on 0 or on 1 the interval reaches as far as the exact binomial one of the effective size
+    (Clopper & Pearson 1934): nothing seen among few pictures does not mean that there is nothing.
+    """
+    estimate = bootstrap(statistic, *weightings, seed=seed)
+    reach = 1 - 0.025 ** (1 / weightings[0].effective_size)
+    if estimate.interval == (0.0, 0.0):
+        return Estimate(estimate.value, (0.0, reach), "binomial")
+    if estimate.interval == (1.0, 1.0):
+        return Estimate(estimate.value, (1 - reach, 1.0), "binomial")
+    return estimate

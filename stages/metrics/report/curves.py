@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,15 @@ class Chart:
     title: str
     series: tuple[tuple[str, str], ...]
     logarithmic: bool = False
+
+
+class Drawing(NamedTuple):
+    """A chart for the page, which writes its title and the names of its lines."""
+
+    title: str
+    names: tuple[str, ...]
+    """In the order of the page's series colours."""
+    svg: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,11 @@ TOKENIZER_CHARTS = (
     ),
     Chart("Adversarial terms", (("train/adversarial", "tokenizer"), ("train/discriminator", "discriminator"))),
     Chart("Codes in use", (("train/codes_used", "training"), ("validation/codes_used", "held-out"))),
-    Chart("Adversarial weight", (("train/adaptive_weight", "adaptive"), ("train/adversarial_weight", "applied"))),
+    Chart(
+        "Adversarial weight: its two factors",
+        (("train/adaptive_weight", "adaptive"), ("train/adversarial_weight", "scheduled")),
+        logarithmic=True,
+    ),
     Chart("Discriminator's logits", (("train/logits_real", "real"), ("train/logits_fake", "reconstructed"))),
 )
 PRIOR_CHARTS = (
@@ -71,34 +84,37 @@ PRIOR_CHARTS = (
 )
 
 
-def draw_charts(charts: Sequence[Chart], history: Sequence[Row]) -> list[tuple[str, str]]:
-    """(title, SVG) of each chart that the history has numbers for."""
+def draw_charts(charts: Sequence[Chart], history: Sequence[Row]) -> list[Drawing]:
+    """The charts that the history has numbers for, over the same steps."""
     drawn = []
+    steps = (0.0, max((row["step"] for row in history), default=0.0))
     for chart in charts:
         lines = [(name, *_points(history, key)) for key, name in chart.series]
         lines = [(name, steps, values) for name, steps, values in lines if len(steps)]
         if any(values.any() for _, _, values in lines):
-            drawn.append((chart.title, _svg(lines, Axes("step", smooth=True, logarithmic=chart.logarithmic))))
+            axes = Axes("step", smooth=True, logarithmic=chart.logarithmic, x_limits=steps)
+            drawn.append(_draw(chart.title, lines, axes))
     return drawn
 
 
-def draw_codebook(corpus_K: NDArray[np.int64], held_out_K: NDArray[np.int64]) -> str:
+def draw_codebook(corpus_K: NDArray[np.int64], held_out_K: NDArray[np.int64]) -> Drawing:
     """How often each code occurs, codes sorted by frequency: flat is a codebook in full use."""
     lines = []
     for name, counts_K in (("whole corpus", corpus_K), ("held-out", held_out_K)):
         share_K = np.sort(counts_K)[::-1] / max(int(counts_K.sum()), 1) * 100
         lines.append((name, np.arange(1, len(share_K) + 1), np.where(share_K > 0, share_K, np.nan)))
     limits = (0, max(len(corpus_K), len(held_out_K)))
-    return _svg(lines, Axes("codes, most frequent first", logarithmic=True, percent=True, x_limits=limits, size=WIDE))
+    axes = Axes("codes, most frequent first", logarithmic=True, percent=True, x_limits=limits, size=WIDE)
+    return _draw("", lines, axes)
 
 
-def draw_nearness(samples_Q: NDArray[np.float64], held_out_Q: NDArray[np.float64]) -> str:
+def draw_nearness(samples_Q: NDArray[np.float64], held_out_Q: NDArray[np.float64]) -> Drawing:
     """Which share of pictures is nearer to its training picture than x, from evenly spaced quantiles of distances."""
     lines = [
         (name, distances_Q, np.linspace(0, 100, len(distances_Q)))
         for name, distances_Q in (("samples", samples_Q), ("held-out pictures", held_out_Q))
     ]
-    return _svg(lines, Axes("distance to the nearest training picture", percent=True, size=WIDE))
+    return _draw("", lines, Axes("distance to the nearest training picture", percent=True, size=WIDE))
 
 
 def _points(history: Sequence[Row], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -117,8 +133,8 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return smooth
 
 
-def _svg(lines: Sequence[tuple[str, Any, Any]], axes: Axes) -> str:
-    """Draw named lines."""
+def _draw(title: str, lines: Sequence[tuple[str, Any, Any]], axes: Axes) -> Drawing:
+    """Draw named lines: (name, x, y) each."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -136,26 +152,26 @@ def _svg(lines: Sequence[tuple[str, Any, Any]], axes: Axes) -> str:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=axes.size, layout="constrained")
         plot = figure.add_subplot()
-        for colour, (name, x, values) in zip(SERIES, lines, strict=False):
+        for colour, (_, x, values) in zip(SERIES, lines, strict=False):
             y = np.asarray(values, np.float64)
             noisy = axes.smooth and len(y) >= 40
             if noisy:
                 plot.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
             marker = "o" if len(y) == 1 else None
-            plot.plot(x, _smooth(y) if noisy else y, color=colour, linewidth=1.8, label=name, marker=marker)
-        _dress(plot, axes, len(lines))
+            plot.plot(x, _smooth(y) if noisy else y, color=colour, linewidth=1.8, marker=marker)
+        _dress(plot, axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue())
+    return Drawing(title, tuple(name for name, _, _ in lines), _for_page(buffer.getvalue()))
 
 
-def _dress(plot: Any, axes: Axes, num_lines: int) -> None:
-    """Scales, ticks, grid and legend."""
+def _dress(plot: Any, axes: Axes) -> None:
+    """Scales, ticks and grid."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     plot.yaxis.set_major_locator(MaxNLocator(5))
     if axes.logarithmic:
-        plot.set_yscale("log")
+        plot.set_yscale("log", nonpositive="mask")
     if axes.percent or axes.logarithmic:
         unit = "%" if axes.percent else ""
         plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
@@ -167,8 +183,6 @@ def _dress(plot: Any, axes: Axes, num_lines: int) -> None:
     plot.spines[["top", "right", "left"]].set_visible(False)
     plot.tick_params(length=0)
     plot.minorticks_off()
-    if num_lines > 1:
-        plot.legend(frameon=False, handlelength=1.2, borderaxespad=0.2, ncols=num_lines, loc="best")
 
 
 def _for_page(svg: str) -> str:

@@ -42,8 +42,9 @@ FIGURE_NAMES = {
     "nearest_training_ratio": "Distance to training pictures, ratio",
     "suspiciously_near": "Suspiciously near",
     "nearer_than_held_out": "Nearer than a held-out picture",
+    "held_out_copies": "Held-out copies",
 }
-SHARES = ("precision", "recall", "coverage", "codebook_used", "suspiciously_near", "nearer_than")
+SHARES = ("precision", "recall", "coverage", "codebook_used", "suspiciously_near", "nearer_than", "held_out")
 """How names of figures begin that are printed as percents."""
 
 

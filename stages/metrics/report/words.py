@@ -82,6 +82,12 @@ def distrust(
             "Even other real pictures differ from the held-out ones, as related pictures share a side of the split: "
             "the first bar is what a perfect generator would score."
         )
+    copies = figures["held_out_copies"]["value"]
+    if copies > 0:
+        lines.append(
+            f"{percent(copies)} of the held-out pictures are among the training pictures too: what is measured on "
+            "held-out pictures is flattered. Give equal pictures one group in the source."
+        )
     if left_out:
         lines.append(f"Too few samples to judge these classes: {', '.join(left_out)}.")
     small = [row["class"] for row in rows if row["train"] < FEW_OF_A_CLASS]
