@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stages.metrics.picture_set import PictureSet
+from stages.metrics.threads import one_thread
 from stages.metrics.weighting import Array, Estimate
 
 BLOCK_ROWS = 1024
@@ -138,17 +140,19 @@ def _from_gram_matrices(x: PictureSet, y: PictureSet) -> _LeftOut:
         traces = (w_N @ xx_NN.diagonal() - mean_xx) / unbiased_x + (v_M @ yy_MM.diagonal() - mean_yy) / unbiased_y
         centred_NM = xy_NM - (xy_NM @ v_M)[:, None] - (w_N @ xy_NM)[None, :] + mean_xy
         scaled_NM = np.sqrt(w_N / unbiased_x)[:, None] * centred_NM * np.sqrt(v_M / unbiased_y)[None, :]
-        cross = np.linalg.svd(scaled_NM, compute_uv=False).sum()
+        cross = torch.linalg.svdvals(torch.from_numpy(scaled_NM)).sum()
         return float(mean_xx + mean_yy - 2 * mean_xy + traces - 2 * cross)
 
     a, b = x.weighting, y.weighting
     folds_x, folds_y = _num_folds(x), _num_folds(y)
     fold_N, fold_M = a.drawn_N % folds_x, b.drawn_N % folds_y  # groups of each stratum, dealt in turn
-    return _LeftOut(
-        distance(a.weight_N, b.weight_N),
-        np.array([distance(a.weights_of(fold_N != fold), b.weight_N) for fold in range(folds_x)]),
-        np.array([distance(a.weight_N, b.weights_of(fold_M != fold)) for fold in range(folds_y)]),
-    )
+    # Threads do not speed up matrices so small; where cores are busy with other work they wait a hundred times longer.
+    with one_thread():
+        return _LeftOut(
+            distance(a.weight_N, b.weight_N),
+            np.array([distance(a.weights_of(fold_N != fold), b.weight_N) for fold in range(folds_x)]),
+            np.array([distance(a.weight_N, b.weights_of(fold_M != fold)) for fold in range(folds_y)]),
+        )
 
 
 def _from_moments(x: PictureSet, y: PictureSet) -> _LeftOut:

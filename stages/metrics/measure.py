@@ -6,8 +6,7 @@ Every unit writes NAME.safetensors.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
 from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
 from stages.metrics.likelihood import token_bits
+from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
 from stages.models.losses.perceptual import FeatureDistance
@@ -180,17 +180,6 @@ def read_picture(reader: ShardReader, index: int, size: int, channels: int) -> N
         )
     top, left = (spare_y + 1) // 2, (spare_x + 1) // 2  # as the training's validation and the encode stage cut it
     return picture_HWC[top : top + size, left : left + size]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: sums then do not depend on the machine's cores, and units run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _batches(array_N: NDArray[Any], size: int) -> list[NDArray[Any]]:
