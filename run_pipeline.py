@@ -46,7 +46,7 @@ def build(config: Config) -> list[Stage]:
     prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=1)
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=1)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
-    return [shards, tokenizer, tokens, prior, samples, Stage("evaluate", evaluate, config.evaluate, judged, version=1)]
+    return [shards, tokenizer, tokens, prior, samples, Stage("evaluate", evaluate, config.evaluate, judged, version=2)]
 
 
 def main(

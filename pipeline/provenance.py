@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,33 @@ from typing import Any
 REPORTED_PACKAGES = ("torch", "lightning-fabric", "ray", "mlflow", "webdataset", "pyarrow", "numpy", "pillow")
 
 
-def provenance(seconds: float, run_id: str | None) -> dict[str, Any]:
-    """Return where, when and with what an artifact was made: for people, never part of a digest."""
+def provenance(seconds: float, device_seconds: Mapping[str, float], attempt: int, run_id: str | None) -> dict[str, Any]:
+    """Return where, when and with what an artifact was made: for people, never part of a digest.
+
+    `seconds` and `device_seconds` (by kind of device) are those of the attempt that finished.
+    """
     return {
         "seconds": round(seconds, 2),
+        "device_seconds": {kind: round(spent, 2) for kind, spent in device_seconds.items()},
+        "attempt": attempt,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "run_id": run_id,
         "code": code_revision(),
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "packages": {name: metadata.version(name) for name in REPORTED_PACKAGES},
     }
+
+
+def machine() -> str:
+    """Return what the driver runs on: processor, cores, NVIDIA GPUs."""
+    gpus: dict[str, int] = {}
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        model = re.search(r"^Model:\s*(.+?)\s*$", path.read_text(), re.MULTILINE)
+        name = model[1] if model else "NVIDIA GPU"
+        gpus[name] = gpus.get(name, 0) + 1
+    parts = [platform.machine(), f"{os.cpu_count()} cores", *(f"{count} x {name}" for name, count in gpus.items())]
+    return ", ".join(parts)
 
 
 def code_revision() -> str:

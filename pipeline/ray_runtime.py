@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, Interrupted, StageError, UserError
 from pipeline.manifest import UnitRecord
-from pipeline.runtime import Loop, Rank, Reporter, attempt_name, available_cores, visible_gpus
+from pipeline.runtime import Devices, Loop, Rank, Reporter, attempt_name, available_cores, visible_gpus
 from pipeline.units import MakeWorker, Unit, UnitStore, Worker
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,9 @@ class RayRuntime:
     ) -> Iterator[UnitRecord]:
         """Make units on all hosts, a bounded number in flight; those of a died host are given to another."""
         self._start()
-        gpu = gpu and self._gpus() > 0
-        capacity = self._gpus() if gpu else int(ray.cluster_resources().get("CPU", 1))
-        hosts = list(self._pool(min(len(units), self.cluster.unit_workers or capacity), gpu))
+        used = self.devices(units=len(units), gpu=gpu)
+        gpu = used.kind == "gpu"
+        hosts = list(self._pool(used.number, gpu))
         queue, idle = list(reversed(units)), list(hosts)
         deaths = dict.fromkeys((unit.name for unit in units), 0)
         flying: dict[Any, tuple[Any, Unit]] = {}
@@ -162,8 +162,8 @@ class RayRuntime:
     def run_gang(self, loop: Loop, reporter: Reporter, attempt: int) -> Any:
         """Run the ranks; when one dies all start again, from their last checkpoint."""
         self._start()
-        gpu = self._gpus() > 0
-        world = self.cluster.num_workers or max(1, self._gpus())
+        used = self.devices(units=None)
+        gpu, world = used.kind == "gpu", used.number
         if gpu and world > self._gpus():
             raise ConfigError(f"cluster.num_workers={world} is more than the cluster's {self._gpus()} GPUs")
         for restart in range(self.cluster.max_failures + 1):
@@ -177,6 +177,14 @@ class RayRuntime:
                 self._drop(hosts)
                 raise
         raise AssertionError("_count_death raises at the last failure")
+
+    def devices(self, *, units: int | None, gpu: bool = True) -> Devices:
+        """The hosts that map over so many units, or the ranks of a gang."""
+        kind: Literal["cpu", "gpu"] = "gpu" if gpu and self._gpus() > 0 else "cpu"
+        if units is None:
+            return Devices(kind, self.cluster.num_workers or max(1, self._gpus()))
+        capacity = self._gpus() if kind == "gpu" else int(ray.cluster_resources().get("CPU", 1))
+        return Devices(kind, min(units, self.cluster.unit_workers or capacity))
 
     def close(self) -> None:
         """Stop the workers, and the Ray that was started for them."""

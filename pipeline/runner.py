@@ -187,7 +187,8 @@ class Runner:
         try:
             bound = BoundRuntime(self.runtime, reporter, number)
             metrics = stage.work(stage.config, **inputs, output=output, runtime=bound)
-            artifact = output.commit(metrics, provenance(time.monotonic() - started, tracked.run_id))
+            seconds = time.monotonic() - started
+            artifact = output.commit(metrics, provenance(seconds, bound.device_seconds, number, tracked.run_id))
             self.workdir.point_latest(stage, mark)
             status = "FINISHED"
             shown = [folder.local(name) for name in folder.names() if name.endswith(SHOWN_FILES)]

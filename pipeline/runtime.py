@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, Interrupted
@@ -52,6 +53,14 @@ class Reporter(Protocol):
         """Whether the user asked to leave: checkpoint, then raise Interrupted."""
 
 
+@dataclass(frozen=True)
+class Devices:
+    """What a piece of work keeps busy: so many GPUs, or so many processes on CPUs."""
+
+    kind: Literal["cpu", "gpu"]
+    number: int
+
+
 Loop = Callable[[Rank, Reporter], Any]
 """What each rank of a gang runs. Picklable; rank 0's return value is the gang's."""
 
@@ -71,6 +80,9 @@ class Runtime(Protocol):
     def run_gang(self, loop: Loop, reporter: Reporter, attempt: int) -> Any:
         """Run equal ranks until all return; a death restarts them all."""
 
+    def devices(self, *, units: int | None, gpu: bool = True) -> Devices:
+        """What a map over so many units keeps busy, or a gang (None). Asked once the work has been started."""
+
     def close(self) -> None:
         """Let go of what was started."""
 
@@ -82,6 +94,8 @@ class BoundRuntime:
     runtime: Runtime
     reporter: Reporter
     attempt: int = 1
+    device_seconds: dict[str, float] = field(default_factory=dict)
+    """What the stage's units and gangs have cost so far: seconds times devices, by their kind."""
 
     @property
     def cluster(self) -> ClusterConfig:
@@ -103,15 +117,24 @@ class BoundRuntime:
         self.reporter.progress(finished, total, {})
         if not units:
             return
+        started = time.monotonic()
         for done, record in enumerate(
             self.runtime.map_units(store, make_worker, units, self.reporter, gpu=gpu), start=finished + 1
         ):
             self.reporter.progress(done, total, {})
             yield record
+        self._account(self.runtime.devices(units=len(units), gpu=gpu), time.monotonic() - started)
 
     def run_gang(self, loop: Loop, *, label: str = "") -> Any:
         """Run `loop(rank, reporter)` on every rank; return what rank 0 returned."""
-        return self.runtime.run_gang(loop, self.reporter, self.attempt)
+        started = time.monotonic()
+        answer = self.runtime.run_gang(loop, self.reporter, self.attempt)
+        self._account(self.runtime.devices(units=None), time.monotonic() - started)
+        return answer
+
+    def _account(self, devices: Devices, seconds: float) -> None:
+        before = self.device_seconds.get(devices.kind, 0.0)
+        self.device_seconds[devices.kind] = before + devices.number * seconds
 
 
 @dataclass(frozen=True)
@@ -150,6 +173,10 @@ class LocalRuntime:
             attempt=attempt_name(attempt, 0),
         )
         return loop(rank, reporter)
+
+    def devices(self, *, units: int | None, gpu: bool = True) -> Devices:
+        """This process, or the first GPU."""
+        return Devices("gpu" if gpu and visible_gpus() else "cpu", 1)
 
     def close(self) -> None:
         """Nothing was started."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import BoundRuntime
     from pipeline.units import Worker
     from stages.data.shards import Shard
-    from stages.metrics.judge import Measured
+    from stages.metrics.measured import Measured
 
 FEWEST = 3
 """Pictures below which there is no distance between two sets, let alone its error."""
@@ -40,7 +40,7 @@ class EvaluateConfig(StrictModel):
     batch_size: int = Field(64, ge=1)
     """Pictures a network sees at once. Changes last bits."""
     seed: int = 0
-    """Chooses the training pictures of the real-against-real floor and the random tokens."""
+    """Chooses the training pictures of the real-against-real floor and the random tokens, and draws for intervals."""
     shown_per_class: int = Field(10, ge=1)
     """Samples of each class in the report."""
     shown_reconstructions: int = Field(22, ge=1)
@@ -64,25 +64,23 @@ def evaluate(
 
     Raises DataError without held-out pictures, StageError where the artifacts do not belong together.
     """
-    import numpy as np
-
     from stages.data.shards import open_split
-    from stages.data.tables import read_tokens
-    from stages.metrics.codebook import count_codes
+    from stages.metrics.listing import Listing
+    from stages.metrics.measured import Measured
 
     dataset, corpus = shards.read_json("dataset.json"), tokens.read_json("tokens.json")
     _check(dataset, corpus, tokenizer, prior, samples)
     splits = {split: open_split(shards, split) for split in ("train", "val")}
     splits["train"] = _spread(splits["train"], config.train_pictures, int(dataset["num_train"]))
     splits["sample"] = open_split(samples, "sample")
-    codes = dict.fromkeys(("train", "val"), count_codes(np.zeros(0, np.int64), corpus["codebook_size"]))
-    for unit, entry in tokens.unit_files(".parquet"):
-        split, tokens_NT = unit.name.partition("-")[0], read_tokens(tokens.local(entry.path)).tokens_NT
-        codes[split] = codes[split] + count_codes(tokens_NT, corpus["codebook_size"])
-    units = _units(config, splits, tokenizer, tokens, prior, corpus, codes["train"].tolist())
+    # From each training table only its share of as many pictures as are held out: enough to see overfitting.
+    num_val = sum(unit.counts["pictures"] for unit, _ in tokens.unit_files(".parquet") if unit.name.startswith("val-"))
+    rows = {"val": None, "train": -(-num_val // max(len(splits["train"]), 1))}
+    listing = Listing.read(splits, tokens, rows, corpus["codebook_size"])
+    units = _units(config, splits, tokenizer, tokens, prior, corpus, rows, listing.codes["train"].tolist())
     worker = functools.partial(load_measurer, _local_folder(tokenizer), _local_folder(prior))
     records = output.map_units(worker, units, runtime, label="evaluate")
-    measured = _merge(output, records, codes)
+    measured = Measured.join([(record.name, unit_arrays(output, record)) for record in records], listing)
     inputs = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     rebuilt = [record for record in records if record.name.startswith("reconstruction-")]
     return _write(config, splits, measured, inputs, output, rebuilt)
@@ -138,6 +136,7 @@ def _units(
     tokens: Artifact,
     prior: Artifact,
     corpus: dict[str, Any],
+    rows: Mapping[str, int | None],
     train_codes: list[int],
 ) -> list[Unit]:
     """All units; a recipe holds what its own bytes depend on, so a new prior measures no real picture again."""
@@ -163,9 +162,6 @@ def _units(
         }
         units.append(Unit(f"chance-{part:06d}", recipe, {"code_counts": train_codes}))
     names = {shard.name for split in ("train", "val") for shard in splits[split]}
-    # From each training table only its share of as many pictures as are held out: enough to see overfitting.
-    num_val = sum(unit.counts["pictures"] for unit, _ in tokens.unit_files(".parquet") if unit.name.startswith("val-"))
-    rows = {"val": None, "train": -(-num_val // max(len(splits["train"]), 1))}
     for unit, entry in tokens.unit_files(".parquet"):
         if unit.name in names:
             recipe = {
@@ -179,36 +175,6 @@ def _units(
     return units
 
 
-def _merge(output: Output, records: Sequence[UnitRecord], codes: dict[str, Any]) -> Measured:
-    """Join the units' arrays kind by kind."""
-    import numpy as np
-
-    from stages.metrics.judge import Measured
-
-    arrays = [(record.name, unit_arrays(output, record)) for record in records]
-
-    def join(kind: str, name: str) -> Any:
-        return np.concatenate([piece[name] for unit, piece in arrays if unit.startswith(kind)])
-
-    return Measured(
-        train_ND=join("features-train", "features"),
-        train_labels_N=join("features-train", "labels"),
-        held_out_ND=join("features-val", "features"),
-        held_out_labels_N=join("features-val", "labels"),
-        reconstructions_ND=join("reconstruction", "features"),
-        psnr_N=join("reconstruction", "psnr"),
-        l1_N=join("reconstruction", "l1"),
-        samples_ND=join("features-sample", "features"),
-        sample_labels_N=join("features-sample", "labels"),
-        chance_ND=join("chance", "features"),
-        train_bits_N=join("likelihood-train", "bits"),
-        held_out_bits_N=join("likelihood-val", "bits"),
-        held_out_bits_labels_N=join("likelihood-val", "labels"),
-        train_codes_K=codes["train"],
-        held_out_codes_K=codes["val"],
-    )
-
-
 def _write(
     config: EvaluateConfig,
     splits: dict[str, list[Shard]],
@@ -220,6 +186,7 @@ def _write(
     """Judge, write both reports, and return the figures worth a line in the closing table."""
     from stages.metrics.judge import judge
     from stages.metrics.report.page import HowMany, Shown, describe, render
+    from stages.metrics.report.provenance import cost_of, total_cost
 
     dataset, num_codes = inputs["shards"].read_json("dataset.json"), len(measured.train_codes_K)
     judgement = judge(measured, num_codes=num_codes, seed=config.seed)
@@ -228,10 +195,13 @@ def _write(
         output.warn(f"too few samples to judge the classes {', '.join(left_out)}: raise sample.num_samples")
     report = describe(dataset, measured, judgement, left_out, inputs)
     output.write_json("report.json", report)
+    costs = [cost_of(artifact) for artifact in inputs.values()]
+    cost = {"stages": costs, "total": total_cost(costs)}
+    output.write_json("cost.json", cost, content=False)  # differs between equal runs
     pieces = [unit_arrays(output, record) for record in reconstructions]
     how_many = HowMany(config.shown_per_class, config.shown_reconstructions, config.shown_neighbours)
     shown = Shown.collect(how_many, dataset["classes"], splits, judgement, pieces)
-    page = render(report, shown, measured, inputs, output.warnings)
+    page = render(report, cost, shown, measured, judgement, inputs, output.warnings)
     output.write("report.html", page.encode(), content=False)
     lead = ("kid_samples", "kid_floor", "psnr", "codebook_used_corpus", "bits_per_token_held_out")
     return {name: report["figures"][name]["value"] for name in lead}

@@ -1,75 +1,24 @@
-"""From measured units to the report's figures: merges the pieces and states what each number was computed on."""
+"""From what was measured to the report's figures: each states what it was computed on, and how sure it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.metrics.codebook import perplexity, used_share
-from stages.metrics.distances import Estimate, PictureSet, frechet, kid, nearest
+from stages.metrics.frechet_distance import frechet
+from stages.metrics.kernel_distance import kid
+from stages.metrics.measured import Integers, Measured, Pairing, Values, pair_by_class
+from stages.metrics.neighbours import NEIGHBOURHOOD, Nearness, nearest, overlap
+from stages.metrics.picture_set import PictureSet
+from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap, bootstrap_mean, bootstrap_share
 
 FEATURES = "pooled features of EfficientNet-Lite0 (ImageNet)"
-SMALLEST_CLASS = 3
-"""Samples that a class needs to be compared: the error of the distance leaves one out of pairs."""
 
 Figure = dict[str, Any]
-Features = NDArray[np.float32]
-Labels = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All that the units measured, pieces of a kind joined in their order. N differs from kind to kind."""
-
-    train_ND: Features
-    train_labels_N: Labels
-    held_out_ND: Features
-    held_out_labels_N: Labels
-    reconstructions_ND: Features
-    psnr_N: NDArray[np.float64]
-    l1_N: NDArray[np.float64]
-    samples_ND: Features
-    sample_labels_N: Labels
-    chance_ND: Features
-    train_bits_N: NDArray[np.float64]
-    held_out_bits_N: NDArray[np.float64]
-    held_out_bits_labels_N: Labels
-    train_codes_K: NDArray[np.int64]
-    held_out_codes_K: NDArray[np.int64]
-
-
-class Pairing(NamedTuple):
-    """Two sets to compare, the classes of one weighted to their shares in the other."""
-
-    pictures: PictureSet
-    reference: PictureSet
-    weighted: bool
-    left_out: tuple[int, ...] = ()
-    """Labels of the reference that the pictures have too few of."""
-
-
-def pair_by_class(features_ND: Features, labels_N: Labels, measured: Measured) -> Pairing:
-    """Weigh pictures by class so that they are mixed as the held-out pictures are.
-
-    Samples are drawn evenly over classes, real pictures are not; unweighted, a perfect generator would look wrong.
-    Classes with fewer than SMALLEST_CLASS pictures are left out on both sides. Pictures without labels are compared
-    as they are.
-    """
-    labels, counts = np.unique(labels_N, return_counts=True)
-    enough = {int(label) for label, count in zip(labels, counts, strict=True) if label >= 0 and count >= SMALLEST_CLASS}
-    real_labels, real_counts = np.unique(measured.held_out_labels_N, return_counts=True)
-    real = {int(label): int(count) for label, count in zip(real_labels, real_counts, strict=True)}
-    shares = {label: float(count) for label, count in real.items() if label in enough}
-    if sum(shares.values()) < SMALLEST_CLASS:
-        return Pairing(PictureSet.plain(features_ND), PictureSet.plain(measured.held_out_ND), weighted=False)
-    pictures = PictureSet.weighted(features_ND, labels_N, shares)
-    left_out = tuple(sorted(set(real) - set(shares)))
-    kept_N = np.isin(measured.held_out_labels_N, list(shares))
-    return Pairing(pictures, PictureSet.plain(measured.held_out_ND[kept_N]), weighted=True, left_out=left_out)
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -79,147 +28,229 @@ class Judgement:
     figures: dict[str, Figure]
     left_out: tuple[int, ...]
     """Labels whose held-out pictures had too few samples to be compared with."""
-    neighbour_N: Labels
+    neighbour_N: Integers
     """For each sample the index of its nearest training picture."""
-    neighbour_distance_N: NDArray[np.float64]
+    neighbour_distance_N: Values
+    nearness: Nearness
 
 
 def judge(measured: Measured, *, num_codes: int, seed: int) -> Judgement:
-    """Turn what was measured into figures. `seed` chooses the training pictures of the real-against-real floor."""
+    """Turn what was measured into figures.
+
+    `seed` chooses the training pictures of the real-against-real floor, and draws for the bootstrap intervals.
+    """
     samples = pair_by_class(measured.samples_ND, measured.sample_labels_N, measured)
     neighbour_N, distance_N = nearest(measured.samples_ND, measured.train_ND)
+    _, held_out_N = nearest(measured.held_out_ND, measured.train_ND)
+    held_out_weighting = Weighting.plain(len(held_out_N), measured.held_out_groups_N)
+    kept_N = distance_N[samples.kept_N]
+    nearness = Nearness(kept_N, samples.pictures.weighting, held_out_N, held_out_weighting, seed)
     figures = {
         **_distances(measured, samples, seed),
-        **_reconstruction(measured),
+        **_reconstruction(measured, seed),
         **_codebook(measured),
-        **_likelihood(measured, num_codes),
-        **_novelty(measured, distance_N),
+        **_likelihood(measured, num_codes, seed),
+        **_novelty(nearness, len(measured.train_ND), weighted=samples.weighted),
     }
-    return Judgement(figures, samples.left_out, neighbour_N, distance_N)
-
-
-def class_table(
-    classes: Sequence[str], class_counts: Mapping[str, int], measured: Measured
-) -> list[dict[str, str | int | float | None]]:
-    """A row for each class: how many pictures there are, and what they scored."""
-    rows: list[dict[str, str | int | float | None]] = []
-    for label, name in enumerate(classes):
-        held_out_N = measured.held_out_labels_N == label
-        bits_N = measured.held_out_bits_N[measured.held_out_bits_labels_N == label]
-        rows.append(
-            {
-                "class": name,
-                "train": class_counts[name] - int(held_out_N.sum()),
-                "held_out": int(held_out_N.sum()),
-                "samples": int((measured.sample_labels_N == label).sum()),
-                "psnr": float(measured.psnr_N[held_out_N].mean()) if held_out_N.any() else None,
-                "bits_per_token": float(bits_N.mean()) if len(bits_N) else None,
-            }
-        )
-    return rows
+    return Judgement(figures, samples.left_out, neighbour_N, distance_N, nearness)
 
 
 def _distances(measured: Measured, samples: Pairing, seed: int) -> dict[str, Figure]:
-    """KID and the Frechet distance of samples, reconstructions, other real pictures and chance to the held-out."""
+    """How samples, reconstructions, other real pictures and chance compare with the held-out pictures."""
     n = min(len(measured.held_out_ND), len(measured.train_ND))
     # As many real pictures as are held out: a Frechet distance is comparable only at equal numbers.
     drawn_N = np.random.default_rng(seed).choice(len(measured.train_ND), n, replace=False)
-    held_out = PictureSet.plain(measured.held_out_ND)
-    reconstructions, chance = PictureSet.plain(measured.reconstructions_ND), PictureSet.plain(measured.chance_ND)
-    other_real = pair_by_class(measured.train_ND[drawn_N], measured.train_labels_N[drawn_N], measured)
+    held_out = PictureSet.plain(measured.held_out_ND, measured.held_out_groups_N)
+    reconstructions = PictureSet.plain(measured.reconstructions_ND, measured.held_out_groups_N)
+    chance = PictureSet.plain(measured.chance_ND)
+    other_real = pair_by_class(
+        measured.train_ND[drawn_N], measured.train_labels_N[drawn_N], measured, measured.train_groups_N[drawn_N]
+    )
     pairs = {
-        "samples": (samples, "samples against held-out pictures"),
+        "samples": (samples.pictures, samples.reference, samples.weighted, "samples against held-out pictures"),
         "reconstructions": (
-            Pairing(reconstructions, held_out, weighted=False),
+            reconstructions,
+            held_out,
+            False,
             "reconstructions of held-out pictures against those pictures",
         ),
         "floor": (
-            other_real,
+            other_real.pictures,
+            other_real.reference,
+            other_real.weighted,
             "real against real: training pictures drawn at random, as many as held-out, against held-out pictures",
         ),
         "chance": (
-            Pairing(chance, held_out, weighted=False),
+            chance,
+            held_out,
+            False,
             "decoded random tokens (drawn by the corpus' code frequencies) against held-out pictures",
         ),
     }
     figures: dict[str, Figure] = {}
-    for name, (pairing, what) in pairs.items():
-        how = ", each class weighted to its share of the held-out" if pairing.weighted else ""
-        sizes = {"samples": len(pairing.pictures.features_ND), "against": len(pairing.reference.features_ND)}
-        computed_on = f"{what}{how}; {FEATURES}"
-        distance = kid(pairing.pictures, pairing.reference)
-        figures[f"kid_{name}"] = {**_estimated(distance, computed_on, "lower"), **sizes}
-        value = frechet(pairing.pictures, pairing.reference)
-        figures[f"frechet_{name}"] = {**_figure(value, 0, computed_on, "lower"), **sizes}
+    for name, (pictures, reference, weighted, what) in pairs.items():
+        how = ", each class weighted to its share of the held-out" if weighted else ""
+        compared = _compare(pictures, reference, f"{what}{how}; {FEATURES}", seed, paired=name == "reconstructions")
+        figures |= {f"{kind}_{name}": figure for kind, figure in compared.items()}
     return figures
 
 
-def _reconstruction(measured: Measured) -> dict[str, Figure]:
-    on = "held-out pictures through the tokenizer and back"
-    return {
-        "psnr": _mean(
-            measured.psnr_N, f"{on}; dB of each picture on the scale [0, 1], averaged over pictures", "higher"
-        ),
-        "l1": _mean(measured.l1_N, f"{on}; mean absolute error on the scale [0, 1]", "lower"),
+def _compare(pictures: PictureSet, reference: PictureSet, on: str, seed: int, *, paired: bool) -> dict[str, Figure]:
+    """All figures of one pair of sets."""
+    sizes = {"samples": len(pictures), "against": len(reference)}
+    kernel = "squared kernel distance (KID: polynomial kernel, unbiased)"
+    gaussian = "squared Fr\u00e9chet distance of Gaussians; the fewer pictures, the higher it comes out"
+    figures = {
+        "kid": _figure(kid(pictures, reference, paired=paired), kernel, on, "lower", **sizes),
+        "frechet": _figure(frechet(pictures, reference, paired=paired), gaussian, on, "lower", **sizes),
     }
+    if min(sizes.values()) <= NEIGHBOURHOOD:
+        return figures
+    found = overlap(pictures.features_ND, reference.features_ND)
+    inside, reached = (
+        "share of them within reach of a held-out picture",
+        "share of held-out pictures within their reach",
+    )
+    reach = "a picture reaches to its third neighbour in its own set; interval for this reach"
+    for name, values_N, weighting, what in (
+        ("precision", found.inside_N, pictures.weighting, f"{inside}; {reach}"),
+        ("recall", found.reached_M, reference.weighting, f"{reached}; {reach}"),
+        ("density", found.density_N, pictures.weighting, f"held-out pictures that reach one of them, over 3; {reach}"),
+        (
+            "coverage",
+            found.covered_M,
+            reference.weighting,
+            f"share of held-out pictures that reach one of them; {reach}",
+        ),
+    ):
+        mean = bootstrap_mean if name == "density" else _bootstrapped_share
+        figures[name] = _figure(mean(values_N, weighting, seed=seed), what, on, "higher", **sizes)
+    return figures
+
+
+def _bootstrapped_share(values_N: Array, weighting: Weighting, *, seed: int) -> Estimate:
+    return bootstrap_share(lambda weight_N: float(weight_N @ values_N), weighting, seed=seed)
+
+
+def _reconstruction(measured: Measured, seed: int) -> dict[str, Figure]:
+    on = "held-out pictures through the tokenizer and back, in 8 bits, on the scale [0, 1]"
+    weighting = Weighting.plain(len(measured.mse_N), measured.held_out_groups_N)
+
+    def mean(values_N: Values, what: str, better: Better) -> Figure:
+        return _figure(bootstrap_mean(values_N, weighting, seed=seed), what, on, better, samples=len(values_N))
+
+    def psnr_of_mean(weight_N: Array) -> float:
+        return float(psnr(np.array(weight_N @ measured.mse_N)))
+
+    figures = {
+        "psnr": mean(psnr(measured.mse_N), "dB of each picture, averaged over pictures", "higher"),
+        "psnr_of_mean_error": _figure(
+            bootstrap(psnr_of_mean, weighting, seed=seed),
+            "dB of the squared error averaged over all pictures: the worst of them count most",
+            on,
+            "higher",
+            samples=len(measured.mse_N),
+        ),
+    }
+    if measured.ssim_N is not None:
+        figures["ssim"] = mean(
+            measured.ssim_N, "structural similarity (Gaussian window of 11 pixels), averaged", "higher"
+        )
+    perceptual = (
+        "LPIPS's formula with all weights 1 on the five stages of EfficientNet-Lite0 (ImageNet): not calibrated on "
+        "people's judgements, not comparable with published LPIPS, flattering if the training loss used that network"
+    )
+    figures["perceptual"] = mean(measured.perceptual_N, perceptual, "lower")
+    figures["l1"] = mean(measured.l1_N, "mean absolute error", "lower")
+    return figures
+
+
+def psnr(mse_N: Values) -> Values:
+    """-10 log10 of squared errors on the scale [0, 1], at most 100 dB."""
+    psnr_N: Values = -10 * np.log10(mse_N.clip(min=1e-10))
+    return psnr_N
 
 
 def _codebook(measured: Measured) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     corpus_K = measured.train_codes_K + measured.held_out_codes_K
+    share, equal = "share of the codebook's codes that occur at least once", "exp of the entropy of code frequencies"
     for name, counts_K, on in (
         ("held_out", measured.held_out_codes_K, "tokens of held-out pictures"),
         ("corpus", corpus_K, "tokens of the whole corpus"),
     ):
         tokens = int(counts_K.sum())
-        share = "share of the codebook's codes that occur at least once"
-        figures[f"codebook_used_{name}"] = _figure(used_share(counts_K), tokens, f"{on}: {share}", "higher")
-        equal = "exp of the entropy of code frequencies"
-        figures[f"codebook_perplexity_{name}"] = _figure(perplexity(counts_K), tokens, f"{on}: {equal}", "higher")
+        figures[f"codebook_used_{name}"] = _figure(used_share(counts_K), share, on, "higher", samples=tokens)
+        figures[f"codebook_perplexity_{name}"] = _figure(perplexity(counts_K), equal, on, "higher", samples=tokens)
     return figures
 
 
-def _likelihood(measured: Measured, num_codes: int) -> dict[str, Figure]:
+def _likelihood(measured: Measured, num_codes: int, seed: int) -> dict[str, Figure]:
     held_out_N, train_N = measured.held_out_bits_N, measured.train_bits_N
+    held_out = Weighting.plain(len(held_out_N), measured.held_out_bits_groups_N)
+    train = Weighting.plain(len(train_N), measured.train_bits_groups_N)
     uniform = float(np.log2(num_codes))
-    on_held_out = f"tokens of held-out pictures given their class; a prior that knows nothing needs {uniform:.2f}"
-    gap = Estimate(
-        float(held_out_N.mean() - train_N.mean()),
-        float(np.hypot(held_out_N.std(ddof=1) / len(held_out_N) ** 0.5, train_N.std(ddof=1) / len(train_N) ** 0.5)),
-    )
-    on = "held-out minus training bits per token: how much the prior learned by heart"
+    bits = "bits for a token, given the class and the tokens before it"
+    gap = bootstrap(lambda w_N, v_N: float(w_N @ held_out_N - v_N @ train_N), held_out, train, seed=seed)
     return {
-        "bits_per_token_held_out": {**_mean(held_out_N, on_held_out, "lower"), "uniform": uniform},
-        "bits_per_token_train": _mean(train_N, "tokens of training pictures, about as many as held-out", "lower"),
-        "overfit_gap": {**_estimated(gap, on, "lower"), "samples": len(held_out_N), "against": len(train_N)},
+        "bits_per_token_held_out": {
+            **_figure(
+                bootstrap_mean(held_out_N, held_out, seed=seed),
+                f"{bits}; a prior that knows nothing needs {uniform:.2f}",
+                "tokens of held-out pictures",
+                "lower",
+                samples=len(held_out_N),
+            ),
+            "uniform": uniform,
+        },
+        "bits_per_token_train": _figure(
+            bootstrap_mean(train_N, train, seed=seed),
+            bits,
+            "tokens of training pictures, about as many as held-out",
+            "lower",
+            samples=len(train_N),
+        ),
+        "overfit_gap": _figure(
+            gap,
+            "held-out minus training bits per token: how much the prior learned by heart",
+            "tokens of held-out pictures against those of training pictures",
+            "lower",
+            samples=len(held_out_N),
+            against=len(train_N),
+        ),
     }
 
 
-def _novelty(measured: Measured, samples_N: NDArray[np.float64]) -> dict[str, Figure]:
+def _novelty(nearness: Nearness, num_train: int, *, weighted: bool) -> dict[str, Figure]:
     """How near samples come to training pictures, beside how near unseen real pictures come."""
-    _, real_N = nearest(measured.held_out_ND, measured.train_ND)
-    ratio = float(np.median(samples_N) / max(np.median(real_N), 1e-12))
-    closest = float((samples_N < np.quantile(real_N, 0.05)).mean())
-    on = f"of {len(measured.train_ND):,} training pictures the nearest; {FEATURES}"
+    how = ", each class weighted to its share of the held-out" if weighted else ""
+    on = f"samples and held-out pictures, each beside the nearest of {num_train:,} training pictures{how}; {FEATURES}"
+    sizes = {"samples": len(nearness.distance_N), "against": len(nearness.held_out_M)}
+    ratio = "median of samples over median of held-out pictures"
+    suspicious = "share of samples nearer than all but 5% of held-out pictures: 5% for unseen pictures"
+    both = f"held-out pictures beside the nearest of {num_train:,} training pictures; {FEATURES}"
+    nearer = "chance that a sample is nearer than a held-out picture: 50% for unseen pictures"
     return {
-        "nearest_training_ratio": _figure(
-            ratio, len(samples_N), f"median distance of samples over that of held-out pictures, {on}", "higher"
-        ),
-        "suspiciously_near": _figure(
-            closest, len(samples_N), f"share of samples nearer than all but 5% of held-out pictures, {on}", "lower"
+        "nearest_training_ratio": _figure(nearness.ratio(), ratio, on, "higher", **sizes),
+        "suspiciously_near": _figure(nearness.suspicious(), suspicious, on, "lower", **sizes),
+        "nearer_than_held_out": _figure(nearness.nearer_than_held_out(), nearer, on, "lower", **sizes),
+        "held_out_copies": _figure(
+            nearness.held_out_copies(),
+            "share of held-out pictures that are a training picture as well: the split leaks",
+            both,
+            "lower",
+            samples=len(nearness.held_out_M),
         ),
     }
 
 
-def _figure(value: float, samples: int, computed_on: str, better: Literal["higher", "lower"]) -> Figure:
-    return {"value": float(value), "samples": samples, "computed_on": computed_on, "better": better}
-
-
-def _estimated(estimate: Estimate, computed_on: str, better: Literal["higher", "lower"]) -> Figure:
-    return {**_figure(estimate.value, 0, computed_on, better), "interval": list(estimate.interval)}
-
-
-def _mean(values_N: NDArray[np.float64], computed_on: str, better: Literal["higher", "lower"]) -> Figure:
-    error = float(values_N.std(ddof=1) / len(values_N) ** 0.5) if len(values_N) > 1 else 0.0
-    estimate = Estimate(float(values_N.mean()), error)
-    return {**_estimated(estimate, computed_on, better), "samples": len(values_N)}
+def _figure(
+    value: float | Estimate, what: str, computed_on: str, better: Better, *, samples: int, against: int | None = None
+) -> Figure:
+    """A number for report.json: of so many `samples` (pictures or tokens), `against` so many others."""
+    figure: Figure = {"what": what, "computed_on": computed_on, "better": better, "samples": samples}
+    if against is not None:
+        figure["against"] = against
+    if isinstance(value, Estimate):
+        return {**figure, "value": value.value, "interval": list(value.interval), "interval_by": value.by}
+    return {**figure, "value": value}

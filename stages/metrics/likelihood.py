@@ -1,4 +1,4 @@
-"""How well a prior predicts token tables: bits per token, picture by picture."""
+"""How well a prior predicts token tables: the bits of every token."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ if TYPE_CHECKING:
     from stages.models.priors.gpt import GPT
 
 
-def picture_bits_per_token(
+def token_bits(
     prior: GPT, tokens_NT: NDArray[np.integer], labels_N: NDArray[np.integer], *, batch_size: int, device: str
 ) -> NDArray[np.float64]:
-    """-log2 p(token | class, tokens before it), averaged over each picture's tokens: bits_N.
-
-    A prior that knows nothing needs log2(codebook size).
-    """
+    """-log2 p(token | class, tokens before it): bits_NT. A prior that knows nothing needs log2(codebook size)."""
     import torch
 
-    bits = []
+    bits = [np.zeros((0, tokens_NT.shape[1]))]
     with torch.inference_mode():
         for start in range(0, len(tokens_NT), batch_size):
             tokens_BT = torch.from_numpy(tokens_NT[start : start + batch_size].astype(np.int64)).to(device)
             labels_B = torch.from_numpy(labels_N[start : start + batch_size].astype(np.int64)).to(device)
             _, nats_BT = prior.loss(prior.vocabulary.condition(labels_B), tokens_BT)
-            bits.append(nats_BT.double().mean(dim=1).cpu().numpy() / math.log(2))
-    return np.concatenate(bits) if bits else np.zeros(0)
+            bits.append(nats_BT.double().cpu().numpy() / math.log(2))
+    return np.concatenate(bits)

@@ -6,8 +6,7 @@ Every unit writes NAME.safetensors.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +24,11 @@ from pipeline.units import Unit
 from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
 from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
-from stages.metrics.likelihood import picture_bits_per_token
-from stages.metrics.reconstruction import picture_l1, picture_psnr
-from stages.models.efficientnet_lite0 import EfficientNetLite0, load_efficientnet_lite0
+from stages.metrics.likelihood import token_bits
+from stages.metrics.threads import one_thread
+from stages.models.efficientnet_lite0 import EfficientNetLite0
+from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
+from stages.models.losses.perceptual import FeatureDistance
 from stages.models.priors.gpt import GPT
 from stages.models.tokenizer import Tokenizer
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 KEPT_RECONSTRUCTIONS = 24
 """Pictures of a unit whose reconstruction is kept to be shown, evenly spaced over the shard."""
+
+PERCEPTUAL_STAGES = (0, 1, 2, 3, 4)
+"""Of the feature network, whose features tell how different a reconstruction looks: all it has."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -71,34 +75,45 @@ class Measurer:
         return {"features": _stack(features), "labels": labels_N}
 
     def reconstruction(self, unit: Unit) -> Arrays:
-        """What the tokenizer makes of a shard's pictures: features, error of each picture, and some to look at."""
+        """What the tokenizer makes of a shard's pictures: features, errors of each picture, and some to look at.
+
+        Reconstructions are rounded to 8 bits, as samples are that were stored.
+        """
         pictures_NHWC, labels_N = read_pictures(unit.payload["shard"], unit.recipe)
         shown = np.unique(
             np.linspace(0, len(labels_N) - 1, min(KEPT_RECONSTRUCTIONS, len(labels_N))).round().astype(int)
         )
+        figures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "mse": picture_mse,
+            "l1": picture_l1,
+            "perceptual": self._perceptual,
+        }
+        if min(pictures_NHWC.shape[1:3]) >= SSIM_WINDOW:
+            figures["ssim"] = picture_ssim
         # Each list starts with a piece of nothing: tombstones can leave a shard without pictures.
-        features, psnr, l1, rebuilt = [], [np.zeros(0)], [np.zeros(0)], [pictures_NHWC[:0]]
+        errors, features, rebuilt = {name: [np.zeros(0)] for name in figures}, [], [pictures_NHWC[:0]]
         for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
             x_BCHW = to_model_range(batch).to(self.device)
             with torch.inference_mode():
-                x_hat_BCHW = self._tokenizer.reconstruct(x_BCHW)
-            psnr.append(picture_psnr(x_hat_BCHW, x_BCHW).cpu().numpy())
-            l1.append(picture_l1(x_hat_BCHW, x_BCHW).cpu().numpy())
+                x_hat_BCHW = round_to_8_bits(self._tokenizer.reconstruct(x_BCHW))
+                for name, figure in figures.items():
+                    errors[name].append(figure(x_BCHW, x_hat_BCHW).double().cpu().numpy())
             features.append(self._features(x_hat_BCHW, unit))
             rebuilt.append(to_uint8(x_hat_BCHW))
-        arrays = {"features": _stack(features), "psnr": np.concatenate(psnr), "l1": np.concatenate(l1)}
         pictures = {"originals": pictures_NHWC[shown], "reconstructions": np.concatenate(rebuilt)[shown]}
-        return {**arrays, "labels": labels_N, **pictures}
+        measured = {name: np.concatenate(pieces) for name, pieces in errors.items()}
+        return {"features": _stack(features), "labels": labels_N, **measured, **pictures}
 
     def likelihood(self, unit: Unit) -> Arrays:
-        """Bits per token of the unflipped, uncropped pictures of a token table, the first `rows` of them."""
+        """Bits of the unflipped, uncropped pictures of a token table, the first `rows` of them.
+
+        Of each picture the mean over its tokens, of each position the sum over pictures.
+        """
         table = read_tokens(unit.payload["table"])
         chosen = np.flatnonzero(table.variants == 0)[: unit.recipe["rows"]]
         tokens_NT, labels_N = table.tokens_NT[chosen], table.labels[chosen]
-        bits_N = picture_bits_per_token(
-            self._prior, tokens_NT, labels_N, batch_size=unit.recipe["batch_size"], device=self.device
-        )
-        return {"bits": bits_N, "labels": labels_N.astype(np.int64)}
+        bits_NT = token_bits(self._prior, tokens_NT, labels_N, batch_size=unit.recipe["batch_size"], device=self.device)
+        return {"bits": bits_NT.mean(axis=1), "position_bits": bits_NT.sum(axis=0), "labels": labels_N.astype(np.int64)}
 
     def chance(self, unit: Unit) -> Arrays:
         """Features of decoded random tokens: each drawn by the corpus' frequencies, ignorant of all others."""
@@ -124,7 +139,11 @@ class Measurer:
 
     @cached_property
     def _network(self) -> EfficientNetLite0:
-        return load_efficientnet_lite0(self.device)
+        return self._perceptual.network
+
+    @cached_property
+    def _perceptual(self) -> FeatureDistance:
+        return FeatureDistance(PERCEPTUAL_STAGES).to(self.device)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -161,17 +180,6 @@ def read_picture(reader: ShardReader, index: int, size: int, channels: int) -> N
         )
     top, left = (spare_y + 1) // 2, (spare_x + 1) // 2  # as the training's validation and the encode stage cut it
     return picture_HWC[top : top + size, left : left + size]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: sums then do not depend on the machine's cores, and units run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _batches(array_N: NDArray[Any], size: int) -> list[NDArray[Any]]:

@@ -16,6 +16,7 @@ from pipeline.errors import DataError
 from stages.data.images import encode_image, to_model_range, to_uint8
 from stages.data.loader import load_all
 from stages.data.shards import Shard, ShardReader
+from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_psnr, picture_ssim, round_to_8_bits
 from stages.models.quantizers.ema import codes_used, perplexity
 from stages.models.tokenizer import Tokenizer
 from stages.training.fabric import Fabric, all_reduce_sum
@@ -26,7 +27,6 @@ MARGIN = 6
 GAP = 1
 BACKGROUND = 236
 SMALL_SIDE = 96
-MAX_PSNR = 100.0
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,28 @@ class HeldOut:
 
 @torch.no_grad()
 def validate(tokenizer: Tokenizer, held_out: HeldOut, fabric: Fabric, *, batch_size: int) -> dict[str, float]:
-    """PSNR in dB and L1 on the scale [0, 1] (means over pictures), codes used and perplexity. Collective.
+    """PSNR in dB, SSIM and L1 on the scale [0, 1] (means over pictures), codes used and perplexity. Collective.
 
-    Pictures are rounded to 8 bits first, as they would be stored.
+    Pictures are rounded to 8 bits first, as they would be stored. There is no SSIM of those smaller than its window.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+    figures = {"psnr": picture_psnr, "l1": picture_l1}
+    if min(held_out.grid_NHWC.shape[1:3]) >= SSIM_WINDOW:
+        figures["ssim"] = picture_ssim
+    sums = torch.zeros(len(figures) + 1, dtype=torch.float64, device=fabric.device)
     counts_K = torch.zeros(tokenizer.num_codes, dtype=torch.float64, device=fabric.device)
     for start in range(0, len(held_out.slice_NHWC), batch_size):
         x_BCHW = _to_device(held_out.slice_NHWC[start : start + batch_size], fabric.device)
         indices_BHW = tokenizer.encode(x_BCHW)
-        x_hat_BCHW = _rounded(tokenizer.decode(indices_BHW))
-        difference = (x_hat_BCHW.double() - x_BCHW.double()) / 2
-        psnr_B = -10 * difference.square().mean(dim=(1, 2, 3)).clamp(min=10 ** (-MAX_PSNR / 10)).log10()
-        sums += torch.stack([psnr_B.sum(), difference.abs().mean(dim=(1, 2, 3)).sum(), sums.new_tensor(len(x_BCHW))])
+        x_hat_BCHW = round_to_8_bits(tokenizer.decode(indices_BHW))
+        totals = [figure(x_hat_BCHW, x_BCHW).sum() for figure in figures.values()]
+        sums += torch.stack([*totals, sums.new_tensor(len(x_BCHW))])
         counts_K += torch.bincount(indices_BHW.flatten(), minlength=tokenizer.num_codes)
     reduced = all_reduce_sum(fabric, torch.cat([sums, counts_K])).cpu()
-    psnr, l1, count = reduced[:3].tolist()
+    *totals, count = reduced[: len(sums)].tolist()
     return {
-        "validation/psnr": psnr / count,
-        "validation/l1": l1 / count,
-        "validation/codes_used": codes_used(reduced[3:]),
-        "validation/perplexity": perplexity(reduced[3:]),
+        **{f"validation/{name}": total / count for name, total in zip(figures, totals, strict=True)},
+        "validation/codes_used": codes_used(reduced[len(sums) :]),
+        "validation/perplexity": perplexity(reduced[len(sums) :]),
     }
 
 
@@ -113,7 +114,3 @@ def _first(shards: Sequence[Shard], limit: int) -> list[Shard]:
 
 def _to_device(pictures_NHWC: np.ndarray, device: torch.device) -> Tensor:
     return to_model_range(pictures_NHWC).to(device, memory_format=torch.channels_last)
-
-
-def _rounded(x_BCHW: Tensor) -> Tensor:
-    return ((x_BCHW + 1) * 127.5).round() / 127.5 - 1

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import ClusterConfig
 from pipeline.errors import DataError, StageError
 from pipeline.ray_runtime import RayRuntime
-from pipeline.runtime import LocalRuntime, Rank, Reporter
+from pipeline.runtime import Devices, LocalRuntime, Rank, Reporter
 from pipeline.storage import Folder
 from pipeline.units import Unit, UnitStore
 from tests.pipeline.toy import make_reader
@@ -64,18 +64,22 @@ def test_units_survive_a_killed_worker_and_equal_those_of_one_process(numbers, t
     die.touch()
     spread = UnitStore(Folder.at(tmp_path / "spread"), "cut", 1)
     worker = functools.partial(make_reader, folder=str(numbers), die_file=str(die))
-    made = list(RayRuntime(ClusterConfig(unit_workers=2)).map_units(spread, worker, units(), heard))
+    runtime = RayRuntime(ClusterConfig(unit_workers=2))
+    made = list(runtime.map_units(spread, worker, units(), heard))
     alone = UnitStore(Folder.at(tmp_path / "alone"), "cut", 1)
     expected = list(LocalRuntime().map_units(alone, worker, units(), heard))
     assert sorted(made, key=lambda record: record.name) == expected
     assert len(heard.warnings) == 1
     assert "unit cut-000001 died; started again (1 of at most 3 times)" in heard.warnings[0]
+    assert [runtime.devices(units=count) for count in (1, 5)] == [Devices("cpu", 1), Devices("cpu", 2)]
 
 
 def test_a_gang_restarts_whole_when_a_rank_dies(tmp_path):
     heard, die = Heard(), tmp_path / "die"
     die.touch()
-    result = RayRuntime(ClusterConfig(num_workers=2)).run_gang(functools.partial(gang, die=str(die)), heard, attempt=7)
+    runtime = RayRuntime(ClusterConfig(num_workers=2))
+    result = runtime.run_gang(functools.partial(gang, die=str(die)), heard, attempt=7)
+    assert runtime.devices(units=None) == Devices("cpu", 2)
     assert result == {"world": 2, "attempt": "000007-001", "rank": 0}
     assert heard.rows[-1] == {"step": 1, "loss": 0.5}
     assert len(heard.warnings) == 1

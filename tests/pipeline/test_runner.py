@@ -5,6 +5,7 @@ import pytest
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, StageError
 from pipeline.runner import Runner, verify
+from pipeline.runtime import BoundRuntime, Devices, LocalRuntime
 from pipeline.stage import select
 from pipeline.storage import Folder
 from pipeline.workdir import Workdir
@@ -64,6 +65,32 @@ def test_notes_are_no_part_of_the_digest(numbers, tmp_path):
     second = runner(numbers, tmp_path / "b").run(["cut", "total"])[1].artifact
     assert first.digest == second.digest
     assert (tmp_path / "a/total/latest/speed.txt").read_text() != (tmp_path / "b/total/latest/speed.txt").read_text()
+
+
+def test_the_manifest_says_what_the_stage_cost_and_which_attempt_finished_it(numbers, tmp_path):
+    (cut,) = runner(numbers, tmp_path / "runs").run(["cut"])
+    notes = cut.artifact.notes
+    assert 0 < notes["device_seconds"]["cpu"] <= notes["seconds"] + 0.01, "one process"
+    assert notes["attempt"] == 1 and "cores" in notes["machine"]
+    (again,) = runner(numbers, tmp_path / "runs").run(["cut"], force=["cut"])
+    assert again.artifact.notes["attempt"] == 2
+    assert again.artifact.digest == cut.artifact.digest
+
+
+def test_device_seconds_are_those_of_all_devices_of_a_kind(monkeypatch):
+    class FourRanks(LocalRuntime):
+        def run_gang(self, loop, reporter, attempt):
+            return loop()
+
+        def devices(self, *, units, gpu=True):
+            return Devices("gpu", 4) if units is None else Devices("cpu", 2)
+
+    clock = iter([0.0, 10.0, 10.0, 13.0])
+    monkeypatch.setattr("pipeline.runtime.time.monotonic", lambda: next(clock))
+    bound = BoundRuntime(FourRanks(), reporter=None)
+    assert bound.run_gang(lambda: "trained") == "trained"
+    bound.run_gang(lambda: None)
+    assert bound.device_seconds == {"gpu": 52.0}
 
 
 def test_verify_names_what_was_damaged(numbers, tmp_path):

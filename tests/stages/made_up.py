@@ -44,6 +44,7 @@ class World(StrictModel):
     size: int = 32
     channels: int = 3
     history: bool = True
+    group_size: int = 1
 
 
 def draw(rng: np.random.Generator, label: int, world: World, *, noise: float = 4.0) -> np.ndarray:
@@ -70,7 +71,8 @@ def _shard_worker(world: World, device: str, unit: Unit, folder: Path) -> dict[s
             label = index % len(world.classes) if sampled else int(rng.choice(len(world.shares), p=world.shares))
         image = encode_image(draw(rng, label, world, noise=world.sample_noise if sampled else 4.0), "png")
         caption = world.classes[label] if world.classes else ""
-        pictures.append(Sample(f"{unit.name}-{index}", label, caption, f"{unit.name}-{index}", image))
+        group = f"{unit.name}-{index // world.group_size}"
+        pictures.append(Sample(f"{unit.name}-{index}", label, caption, group, image))
     return {"samples": write_shard(folder, unit.name, pictures)["samples"]}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from skimage.metrics import structural_similarity
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, DataError, StageError
@@ -19,12 +20,13 @@ from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
 from pipeline.units import Unit
-from stages.data.images import to_model_range
+from stages.data.images import to_model_range, to_uint8
 from stages.data.loader import load_all
 from stages.data.shards import ShardReader, open_split
 from stages.data.tables import read_tokens
 from stages.evaluate import EvaluateConfig, evaluate
 from stages.metrics.measure import Measurer
+from stages.models.losses.perceptual import FeatureDistance
 from stages.models.tokenizer import Tokenizer
 from tests.stages.made_up import World, make
 
@@ -49,14 +51,13 @@ def report(world: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory)
 def test_every_figure_says_what_it_was_computed_on(report: Artifact) -> None:
     figures = report.read_json("report.json")["figures"]
     for name in ("samples", "reconstructions", "floor", "chance"):
-        assert (
-            figures[f"kid_{name}"]["interval"][0]
-            < figures[f"kid_{name}"]["value"]
-            < figures[f"kid_{name}"]["interval"][1]
-        )
-        assert "EfficientNet-Lite0" in figures[f"frechet_{name}"]["computed_on"]
+        for kind in ("kid", "frechet", "precision", "recall", "density", "coverage"):
+            figure = figures[f"{kind}_{name}"]
+            assert figure["interval"][0] <= figure["value"] <= figure["interval"][1], f"{kind}_{name}"
+            assert "EfficientNet-Lite0" in figure["computed_on"]
     for name, figure in figures.items():
-        assert figure["samples"] > 0 and len(figure["computed_on"]) > 20, name
+        assert figure["samples"] > 0 and len(figure["computed_on"]) > 20 and len(figure["what"]) > 15, name
+        assert ("interval" in figure) == (not name.startswith("codebook")), name
         assert figure["better"] in ("higher", "lower"), name
     assert not any("fid" in name for name in figures)
     assert (figures["kid_samples"]["samples"], figures["kid_samples"]["against"]) == (36, 40)
@@ -73,13 +74,19 @@ def test_reconstruction_is_that_of_the_tokenizer_on_every_held_out_picture(
 ) -> None:
     tokenizer = Tokenizer.load(world["tokenizer"].local("model.safetensors").parent)
     pictures, _, _ = load_all(open_split(world["shards"], "val"), 3)
-    x = to_model_range(pictures)
-    error = ((tokenizer.reconstruct(x) - x) / 2).double()
-    psnr = float((-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean())
+    rebuilt = to_uint8(tokenizer.reconstruct(to_model_range(pictures)))
+    squared = np.square((rebuilt.astype(np.float64) - pictures) / 255).mean(axis=(1, 2, 3))
+    paper = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    ssim = [structural_similarity(a, b, channel_axis=2, **paper) for a, b in zip(pictures, rebuilt, strict=True)]
     figures = report.read_json("report.json")["figures"]
-    assert figures["psnr"]["value"] == pytest.approx(psnr, abs=1e-4)
-    assert figures["l1"]["value"] == pytest.approx(float(error.abs().mean()), rel=1e-5)
-    assert figures["psnr"]["samples"] == 40
+    assert figures["psnr"]["value"] == pytest.approx(np.mean(-10 * np.log10(squared)), abs=1e-3)
+    assert figures["psnr_of_mean_error"]["value"] == pytest.approx(-10 * np.log10(squared.mean()), abs=1e-3)
+    assert figures["psnr_of_mean_error"]["value"] < figures["psnr"]["value"]
+    assert figures["ssim"]["value"] == pytest.approx(np.mean(ssim), abs=1e-4)
+    assert figures["l1"]["value"] == pytest.approx(np.abs(rebuilt.astype(float) - pictures).mean() / 255, rel=1e-3)
+    assert figures["psnr"]["samples"] == figures["perceptual"]["samples"] == 40
+    distance = FeatureDistance((0, 1, 2, 3, 4))(to_model_range(pictures), to_model_range(rebuilt)).mean()
+    assert figures["perceptual"]["value"] == pytest.approx(float(distance), rel=1e-4)
 
 
 def test_codebook_use_counts_the_whole_corpus_and_the_held_out_part(
@@ -103,6 +110,33 @@ def test_likelihood_reads_each_held_out_picture_once_and_about_as_many_training_
     gap = figures["bits_per_token_held_out"]["value"] - figures["bits_per_token_train"]["value"]
     assert figures["overfit_gap"]["value"] == pytest.approx(gap)
     assert 3.5 < figures["bits_per_token_held_out"]["value"] < 4.5
+
+
+def test_bits_per_position_average_to_bits_per_token(report: Artifact) -> None:
+    content = report.read_json("report.json")
+    for split in ("held_out", "train"):
+        positions = content["bits_per_position"][split]
+        bits = np.array(positions["value"])
+        assert bits.shape == (4, 4) and positions["samples"] == 40
+        assert bits.mean() == pytest.approx(content["figures"][f"bits_per_token_{split}"]["value"])
+
+
+def test_pictures_of_one_group_widen_the_intervals(world: dict[str, Artifact], tmp_path: Path) -> None:
+    grouped = run(make(tmp_path / "world", World(group_size=5, history=False)), tmp_path / "report")
+    alone = run(make(tmp_path / "alone", World(history=False)), tmp_path / "report")
+    before, after = (artifact.read_json("report.json")["figures"]["psnr"] for artifact in (alone, grouped))
+    assert before["value"] == after["value"], "groups are about the intervals alone"
+    assert before["interval"] != after["interval"]
+
+
+def test_what_the_stages_cost_lies_beside_the_report_and_outside_its_digest(report: Artifact) -> None:
+    cost = json.loads(report.folder.read("cost.json"))
+    assert [row["stage"] for row in cost["stages"]] == ["shard", "tokenizer", "encode", "prior", "sample"]
+    shard = cost["stages"][0]
+    assert 0 < shard["device_seconds"]["cpu"] <= shard["seconds"] and "cores" in shard["machine"]
+    assert cost["total"]["seconds"] == pytest.approx(sum(row["seconds"] for row in cost["stages"]))
+    assert "What it cost" in report.folder.read("report.html").decode()
+    assert report.notes["device_seconds"]["cpu"] > 0 and report.notes["attempt"] == 1
 
 
 def test_the_same_inputs_give_the_same_report_bytes(
@@ -153,7 +187,8 @@ def test_the_page_shows_verdict_figures_pictures_curves_warnings_and_attribution
     assert "Shapes by &lt;nobody&gt;, CC0" in html
     assert html.count('alt="sample of discs"') == 3
     assert html.count('alt="nearest training picture"') == 4
-    assert html.count("<svg") == 5  # PSNR, losses, codes in use, bits per token, codebook
+    # PSNR, losses, codes in use; bits per token, two maps of them; nearness, codebook
+    assert html.count("<svg") == 8 and "<image" not in html
     assert "prefers-color-scheme: dark" in html
     assert not re.search(r"\bFID\b(?! or KID values)", html)
 

@@ -1,4 +1,4 @@
-"""Training curves and the codebook's use as inline SVG that follows the page's colours, light or dark.
+"""Training curves, the codebook's use and distances as inline SVG that follows the page's colours, light or dark.
 
 matplotlib draws with placeholder colours, which become CSS variables of the page; text stays text in its font.
 """
@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,50 @@ class Chart:
 
     title: str
     series: tuple[tuple[str, str], ...]
+    logarithmic: bool = False
 
+
+class Drawing(NamedTuple):
+    """A chart for the page, which writes its title and the names of its lines."""
+
+    title: str
+    names: tuple[str, ...]
+    """In the order of the page's series colours."""
+    svg: str
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How lines are drawn."""
+
+    x_label: str
+    logarithmic: bool = False
+    percent: bool = False
+    """Whether y is in percents."""
+    smooth: bool = False
+    """Whether long lines are drawn faintly under their running mean."""
+    x_limits: tuple[float, float] | None = None
+    size: tuple[float, float] = (4.15, 2.3)
+    """Inches: wide, or one of two in a row."""
+
+
+WIDE = (8.6, 2.3)
 
 TOKENIZER_CHARTS = (
     Chart("Reconstruction, PSNR in dB (held-out)", (("validation/psnr", "held-out"),)),
+    Chart("Reconstruction, SSIM (held-out)", (("validation/ssim", "held-out"),)),
     Chart(
-        "Losses",
+        "Loss terms before their weights",
         (("train/reconstruction", "pixels"), ("train/perceptual", "perceptual"), ("train/codebook", "codebook")),
+        logarithmic=True,
     ),
+    Chart("Adversarial terms", (("train/adversarial", "tokenizer"), ("train/discriminator", "discriminator"))),
     Chart("Codes in use", (("train/codes_used", "training"), ("validation/codes_used", "held-out"))),
-    Chart("Adversarial weight", (("train/adaptive_weight", "adaptive"), ("train/adversarial_weight", "applied"))),
+    Chart(
+        "Adversarial weight: its two factors",
+        (("train/adaptive_weight", "adaptive"), ("train/adversarial_weight", "scheduled")),
+        logarithmic=True,
+    ),
     Chart("Discriminator's logits", (("train/logits_real", "real"), ("train/logits_fake", "reconstructed"))),
 )
 PRIOR_CHARTS = (
@@ -50,24 +84,37 @@ PRIOR_CHARTS = (
 )
 
 
-def draw_charts(charts: Sequence[Chart], history: Sequence[Row]) -> list[tuple[str, str]]:
-    """(title, SVG) of each chart that the history has numbers for."""
+def draw_charts(charts: Sequence[Chart], history: Sequence[Row]) -> list[Drawing]:
+    """The charts that the history has numbers for, over the same steps."""
     drawn = []
+    steps = (0.0, max((row["step"] for row in history), default=0.0))
     for chart in charts:
         lines = [(name, *_points(history, key)) for key, name in chart.series]
         lines = [(name, steps, values) for name, steps, values in lines if len(steps)]
         if any(values.any() for _, _, values in lines):
-            drawn.append((chart.title, _svg(lines, "step")))
+            axes = Axes("step", smooth=True, logarithmic=chart.logarithmic, x_limits=steps)
+            drawn.append(_draw(chart.title, lines, axes))
     return drawn
 
 
-def draw_codebook(corpus_K: NDArray[np.int64], held_out_K: NDArray[np.int64]) -> str:
+def draw_codebook(corpus_K: NDArray[np.int64], held_out_K: NDArray[np.int64]) -> Drawing:
     """How often each code occurs, codes sorted by frequency: flat is a codebook in full use."""
     lines = []
     for name, counts_K in (("whole corpus", corpus_K), ("held-out", held_out_K)):
         share_K = np.sort(counts_K)[::-1] / max(int(counts_K.sum()), 1) * 100
         lines.append((name, np.arange(1, len(share_K) + 1), np.where(share_K > 0, share_K, np.nan)))
-    return _svg(lines, "codes, most frequent first", frequencies=True, size=(8.6, 2.3))
+    limits = (0, max(len(corpus_K), len(held_out_K)))
+    axes = Axes("codes, most frequent first", logarithmic=True, percent=True, x_limits=limits, size=WIDE)
+    return _draw("", lines, axes)
+
+
+def draw_nearness(samples_Q: NDArray[np.float64], held_out_Q: NDArray[np.float64]) -> Drawing:
+    """Which share of pictures is nearer to its training picture than x, from evenly spaced quantiles of distances."""
+    lines = [
+        (name, distances_Q, np.linspace(0, 100, len(distances_Q)))
+        for name, distances_Q in (("samples", samples_Q), ("held-out pictures", held_out_Q))
+    ]
+    return _draw("", lines, Axes("distance to the nearest training picture", percent=True, size=WIDE))
 
 
 def _points(history: Sequence[Row], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -86,17 +133,10 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return smooth
 
 
-def _svg(
-    lines: Sequence[tuple[str, Any, Any]],
-    x_label: str,
-    *,
-    frequencies: bool = False,
-    size: tuple[float, float] = (4.15, 2.3),
-) -> str:
-    """Draw named lines. Long ones are drawn faintly under their running mean; `frequencies`: logarithmic percents."""
+def _draw(title: str, lines: Sequence[tuple[str, Any, Any]], axes: Axes) -> Drawing:
+    """Draw named lines: (name, x, y) each."""
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     style = {
         "svg.fonttype": "none",
@@ -110,32 +150,39 @@ def _svg(
         "ytick.color": INK,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        for colour, (name, x, values) in zip(SERIES, lines, strict=False):
+        figure = Figure(figsize=axes.size, layout="constrained")
+        plot = figure.add_subplot()
+        for colour, (_, x, values) in zip(SERIES, lines, strict=False):
             y = np.asarray(values, np.float64)
-            noisy = len(y) >= 40 and not frequencies
+            noisy = axes.smooth and len(y) >= 40
             if noisy:
-                axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
+                plot.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
             marker = "o" if len(y) == 1 else None
-            axes.plot(x, _smooth(y) if noisy else y, color=colour, linewidth=1.8, label=name, marker=marker)
-        if frequencies:
-            axes.set_yscale("log")
-            axes.set_xlim(0, max(len(x) for _, x, _ in lines))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel(x_label)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
-        axes.minorticks_off()
-        if len(lines) > 1:
-            axes.legend(frameon=False, handlelength=1.2, borderaxespad=0.2, ncols=len(lines), loc="best")
+            plot.plot(x, _smooth(y) if noisy else y, color=colour, linewidth=1.8, marker=marker)
+        _dress(plot, axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue())
+    return Drawing(title, tuple(name for name, _, _ in lines), _for_page(buffer.getvalue()))
+
+
+def _dress(plot: Any, axes: Axes) -> None:
+    """Scales, ticks and grid."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    plot.yaxis.set_major_locator(MaxNLocator(5))
+    if axes.logarithmic:
+        plot.set_yscale("log", nonpositive="mask")
+    if axes.percent or axes.logarithmic:
+        unit = "%" if axes.percent else ""
+        plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    if axes.x_limits is not None:
+        plot.set_xlim(*axes.x_limits)
+    plot.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    plot.set_xlabel(axes.x_label)
+    plot.grid(axis="y", color=GRID, linewidth=0.8)
+    plot.spines[["top", "right", "left"]].set_visible(False)
+    plot.tick_params(length=0)
+    plot.minorticks_off()
 
 
 def _for_page(svg: str) -> str:

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stages.metrics.judge import FEATURES, Judgement, Measured, class_table
-from stages.metrics.report import words
-from stages.metrics.report.curves import PRIOR_CHARTS, TOKENIZER_CHARTS, draw_charts, draw_codebook
+import numpy as np
+
+from stages.metrics.judge import FEATURES, Judgement
+from stages.metrics.measured import Measured
+from stages.metrics.report import tables, words
+from stages.metrics.report.curves import PRIOR_CHARTS, TOKENIZER_CHARTS, draw_charts, draw_codebook, draw_nearness
+from stages.metrics.report.maps import draw_map
+from stages.metrics.report.numbers import duration, number, percent
 from stages.metrics.report.pictures import Pair, data_uri, nearest_pairs, reconstruction_pairs, samples_by_class
+from stages.metrics.report.provenance import DEVICE_NAMES, lineage_of
 
 if TYPE_CHECKING:
+    import jinja2
+
     from pipeline.artifacts import Artifact
     from stages.data.shards import Shard
 
-FORMAT = 1
+FORMAT = 2
 TEMPLATE = "page.html.j2"
-
-FIGURE_NAMES = {
-    "kid": "KID",
-    "frechet": "Fr\u00e9chet distance",
-    "psnr": "Reconstruction, PSNR",
-    "l1": "Reconstruction, L1",
-    "codebook_used_held_out": "Codebook in use, held-out",
-    "codebook_used_corpus": "Codebook in use, corpus",
-    "codebook_perplexity_held_out": "Codebook perplexity, held-out",
-    "codebook_perplexity_corpus": "Codebook perplexity, corpus",
-    "bits_per_token_held_out": "Bits per token, held-out",
-    "bits_per_token_train": "Bits per token, training",
-    "overfit_gap": "Overfit gap, bits per token",
-    "nearest_training_ratio": "Distance to training pictures, ratio",
-    "suspiciously_near": "Suspiciously near a training picture",
-}
-SUBJECTS = {
-    "samples": "Samples",
-    "reconstructions": "Reconstructions",
-    "floor": "Other real pictures",
-    "chance": "Random tokens",
-}
 
 
 class HowMany(NamedTuple):
@@ -94,7 +79,8 @@ def describe(
         "findings": words.findings(figures, len(dataset["classes"]), *counts),
         "features": FEATURES,
         "figures": figures,
-        "classes": class_table(dataset["classes"], dataset["class_counts"], measured),
+        "bits_per_position": _bits_per_position(measured, inputs["tokens"].read_json("tokens.json")["grid"]),
+        "classes": tables.class_table(dataset["classes"], dataset["class_counts"], measured),
         "classes_left_out": list(left_out),
         "dataset": {name: dataset[name] for name in ("image_size", "channels", "num_train", "num_val", "attribution")},
         "inputs": {name: {"stage": artifact.stage, "digest": artifact.digest} for name, artifact in inputs.items()},
@@ -103,12 +89,48 @@ def describe(
 
 def render(
     report: Mapping[str, Any],
+    cost: Mapping[str, Any],
     shown: Shown,
     measured: Measured,
+    judgement: Judgement,
     inputs: Mapping[str, Artifact],
     own_warnings: Sequence[str],
 ) -> str:
     """The page: one file, no script, nothing to load; readable in light and dark and on paper."""
+    figures = report["figures"]
+    warnings = [(artifact.stage, line) for artifact in inputs.values() for line in artifact.notes.get("warnings", ())]
+    warnings += [("evaluate", line) for line in own_warnings]
+    heads, compared = tables.comparisons(figures)
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            report=report,
+            figures=figures,
+            shown=shown,
+            distrust=words.distrust(figures, report["classes"], report["classes_left_out"], len(warnings)),
+            scale=tables.scale(figures),
+            compared={"heads": heads, "rows": compared},
+            copying=words.copying(figures),
+            every_figure=list(tables.every_figure(figures)),
+            charts={
+                "tokenizer": draw_charts(TOKENIZER_CHARTS, _history(inputs["tokenizer"])),
+                "prior": draw_charts(PRIOR_CHARTS, _history(inputs["prior"])),
+            },
+            nearness=draw_nearness(*judgement.nearness.quantiles()),
+            maps=_maps(report["bits_per_position"]),
+            codebook=draw_codebook(measured.train_codes_K + measured.held_out_codes_K, measured.held_out_codes_K),
+            num_codes=len(measured.train_codes_K),
+            tokens_per_picture=len(measured.held_out_position_bits_T),
+            contact_sheet=_contact_sheet(inputs["shards"]),
+            cost=cost,
+            lineage=[lineage_of(artifact) for artifact in inputs.values()],
+            warnings=warnings,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
@@ -118,75 +140,37 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": words.percent, "duration": duration}
-    figures = report["figures"]
-    warnings = [(artifact.stage, line) for artifact in inputs.values() for line in artifact.notes.get("warnings", ())]
-    warnings += [("evaluate", line) for line in own_warnings]
-    return environment.get_template(TEMPLATE).render(
-        report=report,
-        figures=figures,
-        shown=shown,
-        distrust=words.distrust(figures, report["classes"], report["classes_left_out"], len(warnings)),
-        scale=_scale(figures),
-        table=[(_figure_name(name), figure) for name, figure in figures.items()],
-        charts={
-            "tokenizer": draw_charts(TOKENIZER_CHARTS, _history(inputs["tokenizer"])),
-            "prior": draw_charts(PRIOR_CHARTS, _history(inputs["prior"])),
-        },
-        codebook=draw_codebook(measured.train_codes_K + measured.held_out_codes_K, measured.held_out_codes_K),
-        num_codes=len(measured.train_codes_K),
-        tokens_per_picture=math.prod(inputs["tokens"].read_json("tokens.json")["grid"]),
-        contact_sheet=_contact_sheet(inputs["shards"]),
-        lineage=[_lineage_row(name, artifact) for name, artifact in inputs.items()],
-        warnings=warnings,
-    )
+    environment.filters |= {"number": number, "percent": percent, "duration": duration}
+    environment.globals["device_names"] = DEVICE_NAMES
+    return environment
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits, thousands grouped, a true minus sign."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10 ** (digits - 1):
-        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{max(digits - 3, 0) if abs(value) >= 100 else 1}f}"
-    else:
-        text = f"{value:#.{digits}g}" if abs(value) >= 1e-4 else f"{value:.1e}"
-    return text.rstrip(".").replace("-", "\u2212")
+def _bits_per_position(measured: Measured, grid: Sequence[int]) -> dict[str, Any]:
+    """Bits of the token at each place of the grid, averaged over pictures."""
+    splits = {
+        "held_out": (measured.held_out_position_bits_T, len(measured.held_out_bits_N)),
+        "train": (measured.train_position_bits_T, len(measured.train_bits_N)),
+    }
+    return {
+        name: {
+            "value": bits_T.reshape(*grid).tolist(),
+            "samples": count,
+            "computed_on": f"tokens of {name.replace('_', '-')} pictures given the class and the tokens before each",
+        }
+        for name, (bits_T, count) in splits.items()
+    }
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _scale(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Bars of the KID of everything that was compared, from the best possible to chance."""
-    longest = max(figures[f"kid_{name}"]["interval"][1] for name in SUBJECTS)
-    rows = []
-    for name in ("floor", "reconstructions", "samples", "chance"):
-        figure = figures[f"kid_{name}"]
-        low, high = (min(max(end / longest, 0.0), 1.0) for end in figure["interval"])
-        width = min(max(figure["value"] / longest, 0.0), 1.0)
-        error = (figure["interval"][1] - figure["interval"][0]) / 2
-        rows.append(
-            {
-                "key": name,
-                "name": SUBJECTS[name],
-                "figure": figure,
-                "width": width,
-                "low": low,
-                "high": high,
-                "error": error,
-            }
-        )
-    return rows
-
-
-def _figure_name(name: str) -> str:
-    kind, _, subject = name.partition("_")
-    return f"{FIGURE_NAMES[kind]}, {SUBJECTS[subject].lower()}" if subject in SUBJECTS else FIGURE_NAMES[name]
+def _maps(positions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(caption, SVG): how unsure the prior is at each place, and how much less so for pictures it was trained on."""
+    held_out_HW, train_HW = (np.array(positions[split]["value"]) for split in ("held_out", "train"))
+    return [
+        ("Bits for the token at each place, held-out pictures", draw_map(held_out_HW, "bits")),
+        (
+            "How many fewer bits for training pictures: learned by heart",
+            draw_map(held_out_HW - train_HW, "bits fewer", colour="--series-2"),
+        ),
+    ]
 
 
 def _history(artifact: Artifact) -> list[dict[str, float]]:
@@ -196,20 +180,3 @@ def _history(artifact: Artifact) -> list[dict[str, float]]:
 def _contact_sheet(shards: Artifact) -> str | None:
     names = [entry.path for entry in shards.own_files if entry.path == "contact_sheet.png"]
     return data_uri(shards.local(names[0]).read_bytes()) if names else None
-
-
-def _lineage_row(name: str, artifact: Artifact) -> dict[str, Any]:
-    from pipeline.config import flatten
-
-    notes = artifact.notes
-    return {
-        "name": name,
-        "stage": artifact.stage,
-        "digest": artifact.digest,
-        "seconds": notes.get("seconds"),
-        "reused": notes.get("units_reused") or 0,
-        "units": len(artifact.units),
-        "finished": notes.get("finished"),
-        "code": notes.get("code"),
-        "config": {key: json.dumps(value) for key, value in sorted(flatten(artifact.recipe["config"]).items())},
-    }

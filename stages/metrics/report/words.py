@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stages.metrics.report.numbers import number, percent
+
 Figures = Mapping[str, Mapping[str, Any]]
 
 FEW_PICTURES = 1000
@@ -50,6 +52,8 @@ def findings(figures: Figures, classes: int, image_size: int, train: int, held_o
             f"Between other real pictures (0%) and pictures of random tokens (100%), samples stand at {percent(way)}. "
             + _bottleneck(figures)
         )
+    if "precision_samples" in figures:
+        lines.append(_fidelity_line(figures))
     psnr, used = figures["psnr"]["value"], figures["codebook_used_corpus"]["value"]
     lines.append(
         f"The tokenizer brings held-out pictures back at {psnr:.1f} dB: {_sharpness(psnr)}. "
@@ -78,6 +82,12 @@ def distrust(
             "Even other real pictures differ from the held-out ones, as related pictures share a side of the split: "
             "the first bar is what a perfect generator would score."
         )
+    copies = figures["held_out_copies"]["value"]
+    if copies > 0:
+        lines.append(
+            f"{percent(copies)} of the held-out pictures are among the training pictures too: what is measured on "
+            "held-out pictures is flattered. Give equal pictures one group in the source."
+        )
     if left_out:
         lines.append(f"Too few samples to judge these classes: {', '.join(left_out)}.")
     small = [row["class"] for row in rows if row["train"] < FEW_OF_A_CLASS]
@@ -94,9 +104,22 @@ def distrust(
     return lines
 
 
-def percent(share: float) -> str:
-    """A share as whole percents, with a digit more below 10."""
-    return f"{100 * share:.1f}%" if 0 < abs(share) < 0.0995 else f"{100 * share:.0f}%"
+def copying(figures: Figures) -> str:
+    """How near samples come to training pictures, in a sentence or two."""
+    nearer, ratio = figures["nearer_than_held_out"], figures["nearest_training_ratio"]["value"]
+    low, high = nearer["interval"]
+    compared = (
+        f"Take a sample and a held-out picture at random: in {percent(nearer['value'])} of cases (95% interval "
+        f"{percent(low)} to {percent(high)}) the sample is the one that lies nearer to a training picture."
+    )
+    if low > 0.5:
+        return f"{compared} For pictures that copy nothing it would be 50%: samples lean towards what they were shown."
+    if high < 0.5:
+        return (
+            f"{compared} For pictures that copy nothing it would be 50%: samples are farther from the training "
+            f"pictures than unseen real ones ({number(ratio, 2)} times in the median), so they are flawed, not copied."
+        )
+    return f"{compared} That is what pictures that copy nothing would give."
 
 
 def _bottleneck(figures: Figures) -> str:
@@ -111,6 +134,20 @@ def _bottleneck(figures: Figures) -> str:
     if part >= 0.2:
         return f"The tokenizer's loss of detail is {percent(part)} of it, the prior's mistakes are the rest."
     return f"Nearly all of that is the prior's doing; the tokenizer accounts for {percent(part)}."
+
+
+def _fidelity_line(figures: Figures) -> str:
+    """Precision and recall in plain words, beside what other real pictures reach."""
+    share = {
+        f"{kind}_{name}": percent(figures[f"{kind}_{name}"]["value"])
+        for kind in ("precision", "recall")
+        for name in ("samples", "floor")
+    }
+    return (
+        f"{share['precision_samples']} of samples lie where held-out pictures lie (precision; other real pictures "
+        f"{share['precision_floor']}), and they reach {share['recall_samples']} of the held-out pictures (recall; "
+        f"{share['recall_floor']})."
+    )
 
 
 def _sharpness(psnr: float) -> str:

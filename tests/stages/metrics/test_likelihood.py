@@ -1,10 +1,10 @@
-"""Bits per token: what the prior's own probabilities say, whatever the batch size."""
+"""Bits of tokens: what the prior's own probabilities say, whatever the batch size."""
 
 import numpy as np
 import pytest
 import torch
 
-from stages.metrics.likelihood import picture_bits_per_token
+from stages.metrics.likelihood import token_bits
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import Vocabulary
@@ -23,20 +23,20 @@ def corpus() -> tuple[np.ndarray, np.ndarray]:
 
 def test_bits_are_those_of_the_probabilities_token_by_token() -> None:
     prior, (tokens, labels) = small_prior(), corpus()
-    bits = picture_bits_per_token(prior, tokens, labels, batch_size=4, device="cpu")
+    bits = token_bits(prior, tokens, labels, batch_size=4, device="cpu")
     with torch.no_grad():
         condition = prior.vocabulary.condition(torch.from_numpy(labels))
         probabilities = prior(condition, torch.from_numpy(tokens.astype(np.int64))).double().softmax(-1).numpy()
-    expected = [-np.mean([np.log2(probabilities[n, t, tokens[n, t]]) for t in range(6)]) for n in range(10)]
-    assert bits == pytest.approx(expected, rel=1e-5)
+    expected = [[-np.log2(probabilities[n, t, tokens[n, t]]) for t in range(6)] for n in range(10)]
+    assert bits == pytest.approx(np.array(expected), rel=1e-5)
 
 
 def test_a_prior_that_knows_nothing_needs_log2_of_the_codebook() -> None:
     prior, (tokens, labels) = small_prior(), corpus()
     torch.nn.init.zeros_(prior.head.weight)
-    assert picture_bits_per_token(prior, tokens, labels, batch_size=10, device="cpu") == pytest.approx([3.0] * 10)
+    assert token_bits(prior, tokens, labels, batch_size=10, device="cpu") == pytest.approx(np.full((10, 6), 3.0))
 
 
 def test_an_empty_table_has_no_bits() -> None:
     empty = np.zeros((0, 6), np.uint16)
-    assert picture_bits_per_token(small_prior(), empty, np.zeros(0, int), batch_size=4, device="cpu").shape == (0,)
+    assert token_bits(small_prior(), empty, np.zeros(0, int), batch_size=4, device="cpu").shape == (0, 6)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.metrics.report.words import distrust, findings, percent, verdict, way_to_chance
+from stages.metrics.report.words import copying, distrust, findings, verdict, way_to_chance
 
 
 def figures(**values: float) -> dict[str, dict[str, Any]]:
@@ -21,6 +21,13 @@ def figures(**values: float) -> dict[str, dict[str, Any]]:
         "bits_per_token_held_out": 6.0,
         "overfit_gap": 0.05,
         "suspiciously_near": 0.05,
+        "nearer_than_held_out": 0.5,
+        "nearest_training_ratio": 1.0,
+        "held_out_copies": 0.0,
+        "precision_samples": 0.3,
+        "precision_floor": 0.6,
+        "recall_samples": 0.2,
+        "recall_floor": 0.7,
     }
     made: dict[str, dict[str, Any]] = {}
     for name, value in {**decent, **values}.items():
@@ -93,14 +100,25 @@ def test_doubts_are_listed_only_where_there_are_any() -> None:
     rows = [{"class": "flags", "train": 200}, {"class": "food", "train": 12}]
     calm = distrust(figures(kid_floor=0.01), rows[:1], [], 0)
     assert len(calm) == 1 and "never with published" in calm[0]
-    few = figures(suspiciously_near=0.3)
+    few = figures(suspiciously_near=0.3, held_out_copies=0.02)
     few["kid_samples"] |= {"samples": 256, "against": 254}
     lines = distrust(few, rows, ["symbols"], 2)
-    assert len(lines) == 7
+    assert len(lines) == 8
     text = " ".join(lines)
     assert "food" in text and "flags" not in text
     assert "symbols" in text and "2 warnings" in text and "30%" in text
+    assert "2.0% of the held-out pictures are among the training pictures" in text
 
 
-def test_percent_keeps_a_digit_only_where_it_matters() -> None:
-    assert [percent(share) for share in (0, 0.004, 0.0994, 0.25, 1)] == ["0%", "0.4%", "9.9%", "25%", "100%"]
+@pytest.mark.parametrize(
+    ("nearer", "words"), [(0.5, "copy nothing would give"), (0.8, "lean towards"), (0.1, "farther from the training")]
+)
+def test_copying_is_told_from_news_and_from_flaws(nearer: float, words: str) -> None:
+    assert words in copying(figures(nearer_than_held_out=nearer))
+
+
+def test_precision_and_recall_stand_beside_those_of_other_real_pictures() -> None:
+    (line,) = [line for line in findings(figures(), 3, 64, 100, 10) if "precision" in line]
+    assert line.startswith("30% of samples") and "other real pictures 60%" in line and "recall; 70%" in line
+    without = {name: figure for name, figure in figures().items() if not name.startswith(("precision", "recall"))}
+    assert not any("precision" in line for line in findings(without, 3, 64, 100, 10))

@@ -1,13 +1,15 @@
-"""KID and the Frechet distance agree with naive implementations, with closed forms, and with what they promise."""
+"""KID agrees with naive implementations, with torch-fidelity, with closed forms, and with what it promises."""
 
 import itertools
 
 import numpy as np
 import pytest
-import scipy.linalg
+import torch
+from torch_fidelity.metric_kid import kid_features_to_metric
 
-from stages.metrics import distances
-from stages.metrics.distances import Moments, PictureSet, frechet, frechet_distance, kid, nearest
+from stages.metrics import kernel_distance
+from stages.metrics.kernel_distance import kid
+from stages.metrics.picture_set import PictureSet
 
 
 def draw(seed: int, count: int, size: int, *, mean: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -83,7 +85,7 @@ def test_stratified_jackknife_agrees_with_leaving_pictures_out_one_by_one() -> N
 def test_kid_of_many_blocks_equals_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = PictureSet.plain(draw(6, 50, 8)), PictureSet.plain(draw(7, 40, 8))
     whole = kid(x, y)
-    monkeypatch.setattr(distances, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(kernel_distance, "BLOCK_ROWS", 7)
     assert kid(x, y).value == pytest.approx(whole.value, rel=1e-10)
 
 
@@ -135,70 +137,69 @@ def test_a_class_without_a_share_does_not_count() -> None:
     assert some.value == kid(PictureSet.weighted(x[labels != 5], labels[labels != 5], {0: 0.75, 1: 0.25}), y).value
 
 
-def test_moments_merged_from_pieces_equal_numpys() -> None:
-    x = draw(11, 97, 9, mean=1e4)
-    moments = Moments(9)
-    for piece in np.array_split(x, 5):
-        moments.add(piece)
-    assert np.allclose(moments.mean_D, x.mean(axis=0), rtol=1e-14)
-    assert np.allclose(moments.covariance_DD, np.cov(x, rowvar=False), rtol=1e-10, atol=1e-10)
+def test_kid_is_that_of_torch_fidelity_over_all_pictures_at_once() -> None:
+    # Its subsets are as large as the sets: each is a permutation. Features like those of a network: positive, skewed.
+    x, y = (np.abs(draw(seed, 60, 48, mean=mean)) ** 1.5 for seed, mean in ((30, 0.0), (31, 0.3)))
+    theirs = kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=1, kid_subset_size=60, verbose=False
+    )["kernel_inception_distance_mean"]
+    assert kid(PictureSet.plain(x), PictureSet.plain(y)).value == pytest.approx(theirs, rel=1e-10)
 
 
-def test_weighted_moments_equal_numpys_with_reliability_weights() -> None:
-    x, weight = draw(12, 60, 4), np.random.default_rng(13).random(60)
-    moments = Moments(4).add(x[:25], weight[:25]).add(x[25:], weight[25:])
-    assert np.allclose(moments.mean_D, np.average(x, axis=0, weights=weight))
-    assert np.allclose(moments.covariance_DD, np.cov(x, rowvar=False, aweights=weight))
+def test_the_error_of_groups_is_the_spread_over_worlds_of_groups_and_the_naive_one_is_too_small() -> None:
+    # 20 groups of 4 pictures that differ little: only 20 independent pictures.
+    group = np.repeat(np.arange(20), 4)
+
+    def world(seed: int) -> np.ndarray:
+        return draw(3 * seed, 20, 6, mean=0.7)[group] + 0.1 * draw(3 * seed + 1, 80, 6)
+
+    references = [PictureSet.plain(draw(3 * seed + 2, 60, 6)) for seed in range(100)]
+    runs = [kid(PictureSet.plain(world(seed), group), reference) for seed, reference in enumerate(references)]
+    careless = [kid(PictureSet.plain(world(seed)), reference) for seed, reference in enumerate(references)]
+    spread = np.std([run.value for run in runs])
+    assert np.sqrt(np.mean([run.error**2 for run in runs])) == pytest.approx(spread, rel=0.3)
+    assert np.sqrt(np.mean([run.error**2 for run in careless])) < 0.7 * spread
 
 
-def gaussian(mean: np.ndarray, covariance: np.ndarray) -> Moments:
-    moments = Moments(len(mean))
-    moments.weight, moments.weight_squared, moments.mean_D = 2.0, 2.0, mean
-    moments.scatter_DD = covariance
-    return moments
+def test_paired_sets_lose_a_picture_in_both_at_once() -> None:
+    x = draw(32, 9, 4)
+    y = x + 0.3 * draw(33, 9, 4)
+    left_out = [naive_kid(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(9)]
+    naive = np.sqrt(8 / 9 * np.square(np.array(left_out) - np.mean(left_out)).sum())
+    paired = kid(PictureSet.plain(x), PictureSet.plain(y), paired=True)
+    assert paired.error == pytest.approx(naive, rel=1e-10)
+    assert paired.value == kid(PictureSet.plain(x), PictureSet.plain(y)).value
+    assert paired.error < 0.9 * kid(PictureSet.plain(x), PictureSet.plain(y)).error
 
 
-def test_frechet_distance_has_the_closed_form_of_commuting_gaussians() -> None:
-    rotation = np.linalg.qr(draw(14, 6, 6))[0]
-    a, b = np.array([1.0, 4, 9, 0.25, 1, 2]), np.array([4.0, 1, 9, 1, 0, 3])
-    mean = np.arange(6.0)
-    distance = frechet_distance(
-        gaussian(mean, rotation * a @ rotation.T), gaussian(mean + 0.5, rotation * b @ rotation.T)
-    )
-    assert distance == pytest.approx(6 * 0.25 + np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-6)
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_error_of_groups_agrees_with_leaving_whole_groups_out(paired: bool) -> None:
+    x, y = draw(34, 11, 4), draw(35, 11, 4, mean=0.3)
+    group = np.array([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4])
+
+    def variance(left_out: list[float]) -> float:
+        return 4 / 5 * float(np.square(np.array(left_out) - np.mean(left_out)).sum())
+
+    if paired:
+        naive = variance([naive_kid(x[group != g], y[group != g]) for g in range(5)])
+    else:
+        naive = variance([naive_kid(x[group != g], y) for g in range(5)])
+        naive += variance([naive_kid(x, y[group != g]) for g in range(5)])
+    estimate = kid(PictureSet.plain(x, group), PictureSet.plain(y, group), paired=paired)
+    assert estimate.error == pytest.approx(np.sqrt(naive), rel=1e-10)
+    assert estimate.value == pytest.approx(naive_kid(x, y), rel=1e-12), "groups are about the error alone"
 
 
-def test_frechet_distance_agrees_with_scipys_matrix_root_as_the_usual_implementations_take_it() -> None:
-    x, y = draw(15, 80, 12) @ draw(16, 12, 12), draw(17, 70, 12) @ draw(18, 12, 12)
-    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    usual = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
-    assert frechet_distance(Moments(12).add(x), Moments(12).add(y)) == pytest.approx(usual, rel=1e-8)
-
-
-def test_frechet_distance_of_fewer_pictures_than_features_agrees_with_the_nuclear_norm_of_the_data() -> None:
-    x, y = draw(19, 10, 40), draw(20, 14, 40, mean=0.2, scale=2.0)
-    a, b = (x - x.mean(0)) / np.sqrt(9), (y - y.mean(0)) / np.sqrt(13)
-    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross
-    assert frechet_distance(Moments(40).add(x), Moments(40).add(y)) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(("n", "m"), [(10, 14), (60, 70), (10, 70)])
-def test_both_ways_to_a_frechet_distance_of_weighted_sets_agree(
-    n: int, m: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distances, "BLOCK_ROWS", 9)
-    labels = np.arange(n) % 2
-    x = PictureSet.weighted(draw(23, n, 40, mean=0.3), labels, {0: 0.8, 1: 0.2})
-    y = PictureSet.plain(draw(24, m, 40, scale=1.5))
-    a = Moments(40).add(x.features_ND, x.weight_N)
-    assert frechet(x, y) == pytest.approx(frechet_distance(a, Moments(40).add(y.features_ND)), rel=1e-6)
-
-
-def test_nearest_finds_what_a_full_distance_matrix_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = draw(21, 30, 5), draw(22, 40, 5)
-    monkeypatch.setattr(distances, "BLOCK_ROWS", 8)
-    full = np.linalg.norm(x[:, None] - y[None], axis=2)
-    index, distance = nearest(x, y)
-    assert (index == full.argmin(axis=1)).all()
-    assert np.allclose(distance, full.min(axis=1), rtol=1e-12)
+def test_stratified_groups_agree_with_leaving_them_out_of_their_strata() -> None:
+    x, y = draw(36, 16, 3), draw(37, 5, 3)
+    labels = np.repeat([0, 1], 8)
+    group = np.array([0, 0, 1, 1, 2, 3, 3, 3, 9, 9, 9, 9, 8, 8, 8, 8])  # stratum 1 has too few groups: pictures
+    shares = {0: 0.7, 1: 0.3}
+    variance = 0.0
+    for parts in ([[0, 1], [2, 3], [4], [5, 6, 7]], [[i] for i in range(8, 16)]):
+        values = [naive_stratified(np.delete(x, part, 0), np.delete(labels, part), shares, y) for part in parts]
+        variance += (len(parts) - 1) / len(parts) * np.square(np.array(values) - np.mean(values)).sum()
+    values = [naive_stratified(x, labels, shares, np.delete(y, i, 0)) for i in range(len(y))]
+    variance += (len(values) - 1) / len(values) * np.square(np.array(values) - np.mean(values)).sum()
+    estimate = kid(PictureSet.weighted(x, labels, shares, group), PictureSet.plain(y))
+    assert estimate.error == pytest.approx(np.sqrt(variance), rel=1e-10)
