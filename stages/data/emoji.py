@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -35,9 +36,31 @@ def emoji_files(*, skin_variants: bool) -> Iterator[SourceFile]:
 
 
 def emoji_pictures(listing: Iterable[SourceFile], *, skin_variants: bool) -> list[Picture]:
-    """Join a listing with category (class), name (caption) and base emoji (group)."""
-    catalogue = _catalogue(skin_variants)
-    return [Picture(file.path, file.bytes, file.stamp, *catalogue[file.path]) for file in listing]
+    """Join a listing with category (class), name (caption) and base emoji (group).
+
+    Base emoji that share a picture to the byte (Norway's flag is Svalbard's) are one group: otherwise that picture
+    could be on both sides of the validation split.
+    """
+    catalogue, folder = _catalogue(skin_variants), emoji_folder()
+    pictures = [Picture(file.path, file.bytes, file.stamp, *catalogue[file.path]) for file in listing]
+    group_of = _joined([(picture.group, (folder / picture.path).read_bytes()) for picture in pictures])
+    return [replace(picture, group=group_of[picture.group]) for picture in pictures]
+
+
+def _joined(members: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Return group -> the group it becomes when groups with an equal member are joined, at any number of removes."""
+    parent: dict[str, str] = {}
+    owner: dict[bytes, str] = {}
+
+    def root(group: str) -> str:
+        while parent.setdefault(group, group) != group:
+            group = parent[group]
+        return group
+
+    for group, content in members:
+        first, second = sorted((root(group), root(owner.setdefault(content, group))))
+        parent[second] = first
+    return {group: root(group) for group in list(parent)}
 
 
 @cache

