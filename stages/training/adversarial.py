@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.losses.configs import DiscriminatorConfig, LossConfig
-from stages.models.losses.discriminator import discriminator_loss, full_precision, generator_loss, lecam_penalty
+from stages.models.losses.discriminator import discriminator_loss, generator_loss, lecam_penalty
 from stages.models.losses.perceptual import FrozenDistance
+from stages.models.precision import full_precision
 
 SumOverRanks = Callable[[Tensor], Tensor]
 DEFAULT_DISCRIMINATOR = DiscriminatorConfig()

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import ParametrizationList
 
 from stages.models.losses.configs import DiscriminatorConfig
+from stages.models.precision import full_precision
 
 MAX_WIDENING = 8
 
@@ -100,8 +101,3 @@ def lecam_penalty(logits_real_B1HW: Tensor, logits_fake_B1HW: Tensor, anchors: T
     real, fake = full_precision(logits_real_B1HW), full_precision(logits_fake_B1HW)
     above, below = F.relu(real - anchors[1]), F.relu(anchors[0] - fake)
     return above.square().mean(dim=(1, 2, 3)) + below.square().mean(dim=(1, 2, 3))
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """At least float32: means of half-precision logits lose digits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

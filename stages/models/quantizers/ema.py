@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.models.precision import full_precision
 from stages.models.tokenizer_config import EMAQuantizerConfig
 
 COUNT_EPSILON = 1e-5
@@ -123,11 +124,6 @@ class EMAQuantizer(nn.Module):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
         order = torch.randperm(num_vectors, generator=generator)
         return order.repeat(-(-self.config.num_codes // num_vectors))[: self.config.num_codes]
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _exact(z_BCHW: Tensor) -> torch.autocast:
