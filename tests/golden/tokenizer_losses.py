@@ -2,7 +2,8 @@
 
     python -m tests.golden.tokenizer_losses
 
-writes the file anew. The run is in float64, where CPUs agree. Do it when a change of the numbers is meant, and say in the commit why they changed.
+writes the file anew. Do it when a change of the numbers is meant, and say in the commit why they changed. The run is in
+float64, where CPUs agree.
 """
 
 from __future__ import annotations
