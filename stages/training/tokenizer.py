@@ -34,6 +34,9 @@ from stages.training.tokenizer_results import write_result
 from stages.training.tokenizer_state import begin
 from stages.training.tokenizer_step import TokenizerStep
 
+ALARMING_DROP = 3.0
+"""dB of held-out PSNR lost since the best; a discriminator felt too strongly does that, and nothing brings it back."""
+
 
 @dataclass(frozen=True)
 class TokenizerJob:
@@ -91,10 +94,9 @@ class TokenizerTrainer:
         )
         if job.cluster.compile:
             self.state.tokenizer.compile_trunks()
-        self.watches = (
-            MovementWatch(self.state.tokenizer, first_update=0),
-            MovementWatch(self.state.discriminator, first_update=self.losses.discriminator.start),
-        )
+        self.watches = [MovementWatch(self.state.tokenizer, first_update=0)]
+        if self.losses.discriminator.weight > 0:
+            self.watches.append(MovementWatch(self.state.discriminator, self.losses.discriminator.start))
         whole = -(-self.config.batch_size // rank.world)
         gradients = StepGradients(
             self.config, fabric, rank, self.state, self.networks, self.perceptual, micro_batch=whole
@@ -168,6 +170,12 @@ class TokenizerTrainer:
         self.shown["psnr"] = numbers["validation/psnr"]
         if numbers["validation/psnr"] > state.best_psnr:
             state.best_psnr, state.best_step = numbers["validation/psnr"], state.step
+        elif numbers["validation/psnr"] < state.best_psnr - ALARMING_DROP:
+            self.warn(
+                f"held-out PSNR fell from {state.best_psnr:.1f} dB at step {state.best_step} to "
+                f"{numbers['validation/psnr']:.1f} dB at step {state.step}: lower losses.discriminator.weight "
+                f"({self.losses.discriminator.weight}), its learning_rate, or the optimizer's"
+            )
         if self.rank.rank == 0:
             self.session.reporter.picture("reconstructions", self.grid(), state.step)
 

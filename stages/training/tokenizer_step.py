@@ -91,6 +91,6 @@ class TokenizerStep:
         state, limit = self.gradients.state, self.gradients.config.losses.max_skipped_steps
         if state.skipped.in_a_row == 0:
             self.warn(
-                f"step {state.step} is skipped and nothing moved: its {' and '.join(broken)} was not finite; "
+                f"step {state.step} is skipped and nothing moved ({' and '.join(broken)}: not finite); "
                 f"more than losses.max_skipped_steps={limit} such steps in a row end training"
             )

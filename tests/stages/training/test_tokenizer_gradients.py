@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.training.activations import blocks
+from stages.models.backbones.reference import ReferenceEncoder
+from stages.models.tokenizer_config import ReferenceBackboneConfig
+from stages.training.activations import blocks, checkpoint_activations
 from stages.training.fabric import open_fabric
 from stages.training.tokenizer_config import TokenizerConfig
 from tests.stages.training.gangs import rank_of, run_gang
@@ -91,10 +94,15 @@ def test_micro_batches_change_nothing(at_once: dict[str, Any], micro_batch: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "micro_batch"), [(2, BATCH), (2, 3), (3, BATCH), (3, 2)])
-def test_ranks_with_uneven_slices_change_nothing(at_once: dict[str, Any], world: int, micro_batch: int) -> None:
+@pytest.mark.parametrize(
+    ("world", "micro_batch", "recompute"), [(2, BATCH, False), (2, 3, False), (3, BATCH, False), (3, 2, True)]
+)
+def test_ranks_with_uneven_slices_change_nothing(
+    at_once: dict[str, Any], world: int, micro_batch: int, recompute: bool
+) -> None:
     """Slices of 3 and 4 pictures, or 2, 2 and 3: in micro-batches of 3 or 2 some ranks have one, others two."""
-    for found in run_gang(world, run_steps, config_of(**EVERYTHING), micro_batch):
+    steps = partial(run_steps, activation_checkpointing=recompute)
+    for found in run_gang(world, steps, config_of(**EVERYTHING), micro_batch):
         worst, name = worst_difference(found, at_once)
         assert worst < 1e-9, name
 
@@ -130,6 +138,16 @@ def test_recomputed_activations_give_the_same_gradients_and_hold_less(at_once: d
     worst, name = worst_difference(found, at_once)
     assert worst < 1e-12, name
     assert _held_by_the_graph(activation_checkpointing=True) < 0.7 * _held_by_the_graph()
+
+
+def test_the_reference_s_blocks_are_its_levels_and_its_middle() -> None:
+    backbone = ReferenceBackboneConfig(base_channels=32, multipliers=(1, 1), z_channels=8, attention_resolutions=(8,))
+    encoder = ReferenceEncoder(backbone, image_size=16, channels=3)
+    x_BCHW = torch.randn(2, 3, 16, 16)
+    assert list(blocks(encoder)) == [*encoder.down, encoder.mid]
+    expected = torch.autograd.grad(encoder(x_BCHW).square().sum(), encoder.conv_in.weight)
+    assert checkpoint_activations(encoder) == 3
+    assert torch.equal(*expected, *torch.autograd.grad(encoder(x_BCHW).square().sum(), encoder.conv_in.weight))
 
 
 def _held_by_the_graph(**options: bool) -> int:

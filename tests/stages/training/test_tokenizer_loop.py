@@ -284,11 +284,24 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_too_many_end_th
     with pytest.raises(StageError, match=r"3 steps in a row up to step 10.*step-00000007.*step 7"):
         train(job, reporter)
     (warning,) = reporter.warnings
-    assert "step 8 is skipped and nothing moved: its gradient_norm and discriminator_gradient_norm" in warning
+    assert "step 8 is skipped and nothing moved (gradient_norm and discriminator_gradient_norm: not" in warning
 
     assert len(dumps) == 3
     for name, value in dumps[0].items():
         assert torch.equal(dumps[2][name], value)
+
+
+def test_reconstructions_that_fall_apart_and_a_discriminator_that_does_not_train_are_told_apart(
+    shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without adversarial weight the discriminator stands still and nobody is warned; a lost PSNR is reported once."""
+    psnr = iter([14.0, 11.5, 10.9, 15.0, 15.0])
+    monkeypatch.setattr(TokenizerTrainer, "validate", lambda self: {"validation/psnr": next(psnr)})
+    losses = LOSSES.model_copy(update={"discriminator": ADVERSARY.model_copy(update={"weight": 0.0})})
+    reporter = RecordingReporter()
+    train(job_at(tmp_path, shards, losses=losses, steps=32), reporter)
+    (warning,) = reporter.warnings
+    assert "PSNR fell from 14.0 dB at step 8 to 10.9 dB at step 24: lower losses.discriminator.weight" in warning
 
 
 def test_a_tensor_that_does_not_move_is_named() -> None:
