@@ -75,6 +75,7 @@ class TokenizerTrainer:
         self.fabric, self.rank, self.session = fabric, rank, session
         self.pace = Pace()
         self.shown: dict[str, float] = {}
+        self.alarmed = False
         dataset = job.shards.read_json("dataset.json")
         size, channels = dataset["image_size"], dataset["channels"]
         self.held_out = HeldOut.load(
@@ -170,7 +171,8 @@ class TokenizerTrainer:
         self.shown["psnr"] = numbers["validation/psnr"]
         if numbers["validation/psnr"] > state.best_psnr:
             state.best_psnr, state.best_step = numbers["validation/psnr"], state.step
-        elif numbers["validation/psnr"] < state.best_psnr - ALARMING_DROP:
+        elif numbers["validation/psnr"] < state.best_psnr - ALARMING_DROP and not self.alarmed:
+            self.alarmed = True
             self.warn(
                 f"held-out PSNR fell from {state.best_psnr:.1f} dB at step {state.best_step} to "
                 f"{numbers['validation/psnr']:.1f} dB at step {state.step}: lower losses.discriminator.weight "

@@ -92,7 +92,8 @@ class StepGradients:
         buffers = [(buffer, buffer.clone()) for buffer in state.discriminator.buffers()]
         x_BCHW = torch.rand(self.largest_slice, tokenizer.channels, tokenizer.image_size, tokenizer.image_size)
         x_BCHW = x_BCHW.to(self.fabric.device, parameters[0].dtype, memory_format=torch.channels_last)
-        moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]  # Adam's, made later
+        # Adam makes its moments at the first step, unless a checkpoint brought them.
+        moments = [] if state.generator_optimizer.state else [p.new_empty(2, *p.shape) for p in parameters]
         try:
             replace(self, micro_batch=micro_batch, alone=True).take(
                 2 * x_BCHW - 1, adversarial_weight=adversary.weight, trains_discriminator=adversary.weight > 0

@@ -133,6 +133,7 @@ def _judge(state: Any) -> dict[str, Tensor]:
     return {f"judge.{name}": value for name, value in state.discriminator.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradients_and_hold_less(at_once: dict[str, Any]) -> None:
     found = run_steps(rank_of(), config_of(**EVERYTHING), activation_checkpointing=True)
     worst, name = worst_difference(found, at_once)
@@ -140,6 +141,7 @@ def test_recomputed_activations_give_the_same_gradients_and_hold_less(at_once: d
     assert _held_by_the_graph(activation_checkpointing=True) < 0.7 * _held_by_the_graph()
 
 
+@pytest.mark.slow
 def test_the_reference_s_blocks_are_its_levels_and_its_middle() -> None:
     backbone = ReferenceBackboneConfig(base_channels=32, multipliers=(1, 1), z_channels=8, attention_resolutions=(8,))
     encoder = ReferenceEncoder(backbone, image_size=16, channels=3)
