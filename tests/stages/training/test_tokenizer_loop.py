@@ -244,9 +244,11 @@ def test_two_ranks_learn_what_one_rank_learns(
 
 
 def test_two_ranks_resume_bit_for_bit(shards: Artifact, tmp_path: Path) -> None:
-    straight, paused = job_at(tmp_path / "straight", shards), job_at(tmp_path / "paused", shards)
+    """With everything on; in micro-batches of 3, of which the slice of 3 has one and that of 4 two."""
+    cluster = ClusterConfig(checkpoint_every=7, micro_batch=3)
+    straight, paused = (job_at(tmp_path / name, shards, cluster, **EVERYTHING) for name in ("straight", "paused"))
     whole = run_gang(2, _train_on_rank, straight)[0]
-    run_gang(2, _train_on_rank, job_at(tmp_path / "paused", shards, steps=13))
+    run_gang(2, _train_on_rank, job_at(tmp_path / "paused", shards, cluster, steps=13, **EVERYTHING))
     resumed = run_gang(2, _train_on_rank, paused, attempt="000002-000")[0]
 
     assert result_bytes(paused, resumed) == result_bytes(straight, whole)
