@@ -6,7 +6,7 @@ import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,8 +31,12 @@ class ClusterConfig(StrictModel):
     """Threads of one training rank on CPUs. Default: the machine's cores divided by the ranks on it."""
     loader_workers: int = Field(0, ge=0)
     """Processes that decode pictures for one training rank. 0 decodes in the rank itself, right for small pictures."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Pictures a rank sends through the network at once. Default: its whole slice of the batch."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Pictures a rank sends through the network at once; gradients add up over them. Default: its whole slice of the
+    batch. `auto`: the largest of its whole, half, quarter and so on that fits into the GPU, found by trying."""
+    activation_checkpointing: bool = False
+    """Compute the inside of the networks' blocks again in the backward pass instead of keeping it: less memory for
+    about a third more time."""
     compile: bool = False
     """Compile the networks with torch.compile: worth its minutes on GPUs only."""
     checkpoint_every: int = Field(100, ge=1)

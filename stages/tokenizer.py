@@ -28,12 +28,8 @@ def train_tokenizer(config: TokenizerConfig, *, shards: Artifact, output: Output
     from stages.training.tokenizer_data import check_data
 
     check_data(config, shards)
-    adversary = config.losses.discriminator
-    if adversary.weight > 0 and adversary.generator_start >= config.steps:
-        output.warn(
-            f"the generator feels the discriminator from step {adversary.generator_start} on, and training ends at "
-            f"step {config.steps}: this tokenizer is trained without an adversarial loss"
-        )
+    for doubt in doubts(config):
+        output.warn(doubt)
     folder = training_folder(output, stop_keys=STOP_KEYS)
     job = TokenizerJob(config=config, shards=shards, folder=folder, cluster=runtime.cluster)
     trained = runtime.run_gang(partial(train_tokenizer_loop, job), label="tokenizer")
@@ -41,3 +37,20 @@ def train_tokenizer(config: TokenizerConfig, *, shards: Artifact, output: Output
     output.notes.update(trained["notes"])
     metrics: Metrics = trained["metrics"]
     return metrics
+
+
+def doubts(config: TokenizerConfig) -> list[str]:
+    """What looks like a mistake in a config that can be trained."""
+    adversary = config.losses.discriminator
+    found = []
+    if adversary.weight > 0 and adversary.generator_start >= config.steps:
+        found.append(
+            f"the generator feels the discriminator from step {adversary.generator_start} on, and training ends at "
+            f"step {config.steps}: this tokenizer is trained without an adversarial loss"
+        )
+    if adversary.weight > 1:
+        found.append(
+            f"losses.discriminator.weight={adversary.weight} makes the discriminator's gradient {adversary.weight:g} "
+            "times that of the reconstruction, which no warm-up makes good; published tokenizers have 0.8 or less"
+        )
+    return found

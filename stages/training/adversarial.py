@@ -8,18 +8,19 @@ Legend: B batch of this rank, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import StageError
-from stages.models.losses.configs import LossConfig
-from stages.models.losses.discriminator import discriminator_loss, full_precision, generator_loss
+from stages.models.losses.configs import DiscriminatorConfig, LossConfig
+from stages.models.losses.discriminator import discriminator_loss, generator_loss, lecam_penalty
 from stages.models.losses.perceptual import FrozenDistance
+from stages.models.precision import full_precision
 
 SumOverRanks = Callable[[Tensor], Tensor]
+DEFAULT_DISCRIMINATOR = DiscriminatorConfig()
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def picture_gradient(
     (gradient_BCHW,) = torch.autograd.grad(total, leaf)
     if discriminator is None:
         return PictureGradient(gradient_BCHW, None, terms)
-    adversarial = generator_loss(discriminator(leaf)).sum() / batch_size
+    adversarial = generator_loss(discriminator(leaf), losses.discriminator.loss).sum() / batch_size
     (adversarial_BCHW,) = torch.autograd.grad(adversarial, leaf)
     terms["adversarial"] = adversarial.detach()
     return PictureGradient(gradient_BCHW, adversarial_BCHW, terms)
@@ -91,6 +92,28 @@ def adaptive_weight(last_layer_gradients: Tensor, *, delta: float, cap: float) -
     return ratio.clamp(0.0, cap)
 
 
+def send_back(
+    x_hat_BCHW: Tensor,
+    commitment_B: Tensor,
+    gradient: PictureGradient,
+    *,
+    adversarial_weight: Tensor | float,
+    batch_size: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A scalar whose backward takes what the losses want of the pictures, and the codebook's loss, to the generator.
+
+    `adversarial_weight` multiplies the adversarial gradient: the scheduled weight times the adaptive one. The scalar's
+    value means nothing. Multiply it by the number of ranks where gradients are averaged over them. Also returns this
+    slice's share of each term of the loss.
+    """
+    wanted_BCHW = gradient.reconstruction_BCHW
+    if gradient.adversarial_BCHW is not None:
+        wanted_BCHW = wanted_BCHW + adversarial_weight * gradient.adversarial_BCHW
+    codebook = commitment_B.sum() / batch_size
+    terms = {**gradient.terms, "codebook": codebook.detach()}
+    return (x_hat_BCHW * wanted_BCHW.to(x_hat_BCHW.dtype)).sum() + codebook, terms
+
+
 def generator_objective(
     x_BCHW: Tensor,
     x_hat_BCHW: Tensor,
@@ -104,11 +127,10 @@ def generator_objective(
     batch_size: int,
     sum_over_ranks: SumOverRanks,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A scalar whose gradient is that of the generator's whole loss, and the terms of the loss.
+    """All of the generator's side where a rank takes its slice at once: the scalar of `send_back`, and the terms.
 
-    The scalar's value means nothing; backward through it runs the generator's graph once. Multiply it by the number
-    of ranks where gradients are averaged over them. `adversarial_weight` is the scheduled weight, before the adaptive
-    one; `adaptive_weight` among the terms is already that of the global batch, the others are this slice's share.
+    `adversarial_weight` is the scheduled weight, before the adaptive one; `adaptive_weight` among the terms is already
+    that of the global batch, the others are this slice's share.
     """
     gradient = picture_gradient(
         x_BCHW,
@@ -118,54 +140,39 @@ def generator_objective(
         discriminator=discriminator if adversarial_weight > 0 else None,
         batch_size=batch_size,
     )
-    wanted_BCHW, terms = gradient.reconstruction_BCHW, dict(gradient.terms)
+    weight: Tensor | float = 0.0
+    adaptive: dict[str, Tensor] = {}
     if gradient.adversarial_BCHW is not None:
         pushed = sum_over_ranks(through_last_layer(x_hat_BCHW, gradient, last_layer))
         config = losses.discriminator
         ratio = adaptive_weight(pushed, delta=config.adaptive_delta, cap=config.adaptive_cap)
-        wanted_BCHW = wanted_BCHW + adversarial_weight * ratio * gradient.adversarial_BCHW
-        terms["adaptive_weight"] = ratio
-    codebook = commitment_B.sum() / batch_size
-    terms["codebook"] = codebook.detach()
-    return (x_hat_BCHW * wanted_BCHW.to(x_hat_BCHW.dtype)).sum() + codebook, terms
+        weight, adaptive = adversarial_weight * ratio, {"adaptive_weight": ratio}
+    objective, terms = send_back(x_hat_BCHW, commitment_B, gradient, adversarial_weight=weight, batch_size=batch_size)
+    return objective, terms | adaptive
 
 
 def discriminator_objective(
-    discriminator: nn.Module, x_BCHW: Tensor, x_hat_BCHW: Tensor, *, batch_size: int
+    discriminator: nn.Module,
+    x_BCHW: Tensor,
+    x_hat_BCHW: Tensor,
+    *,
+    batch_size: int,
+    config: DiscriminatorConfig = DEFAULT_DISCRIMINATOR,
+    anchors: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss on real pictures and detached reconstructions (this slice's share), and its terms."""
+    """The discriminator's loss on real pictures and detached reconstructions (this slice's share), and its terms.
+
+    `anchors` are LeCam's (see `lecam_penalty`); without them there is no penalty.
+    """
     logits_real, logits_fake = discriminator(x_BCHW), discriminator(x_hat_BCHW.detach().to(x_BCHW.dtype))
-    loss = discriminator_loss(logits_real, logits_fake).sum() / batch_size
+    loss = discriminator_loss(logits_real, logits_fake, config.loss).sum() / batch_size
     terms = {
         "discriminator": loss.detach(),
         "logits_real": full_precision(logits_real.detach()).mean(dim=(1, 2, 3)).sum() / batch_size,
         "logits_fake": full_precision(logits_fake.detach()).mean(dim=(1, 2, 3)).sum() / batch_size,
     }
+    if config.lecam_weight > 0 and anchors is not None:
+        penalty = lecam_penalty(logits_real, logits_fake, anchors).sum() / batch_size
+        terms["lecam"] = penalty.detach()
+        loss = loss + config.lecam_weight * penalty
     return loss, terms
-
-
-def gradients_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is a number; parameters without one are passed over. Waits for the device."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients).isfinite()) if gradients else True
-
-
-@dataclass
-class SkippedSteps:
-    """Counts steps that were skipped because their gradient was not finite; ends a run that has only such."""
-
-    total: int = 0
-    in_a_row: int = 0
-
-    def count(self, *, finite: bool, limit: int, step: int, last_good: Callable[[], str]) -> None:
-        """Takes note of a step. Raises StageError naming the last good checkpoint after more than `limit` in a row."""
-        if finite:
-            self.in_a_row = 0
-            return
-        self.total += 1
-        self.in_a_row += 1
-        if self.in_a_row > limit:
-            raise StageError(
-                f"the gradient was not finite at {self.in_a_row} steps in a row up to step {step}: the last good "
-                f"checkpoint is {last_good()}; lower the learning rates or the discriminator's weight, or train in fp32"
-            )

@@ -22,6 +22,7 @@ __all__ = [
     "Fabric",
     "Precision",
     "accumulating",
+    "all_reduce_min",
     "all_reduce_sum",
     "autocast",
     "broadcast_flag",
@@ -30,7 +31,7 @@ __all__ = [
     "open_fabric",
 ]
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp64"]
 
 
 class _RankEnvironment(LightningEnvironment):  # type: ignore[misc]
@@ -81,14 +82,15 @@ def open_fabric(rank: Rank, *, precision: Literal["32-true", "64-true"] = "32-tr
     World 1 needs no process group. A larger world joins one (gloo on CPU, nccl on CUDA) or uses the one that is
     already there. Mixed precision is the step's business, see `autocast`: a gradient taken by `autograd.grad` with
     respect to an output of Fabric's own mixed precision raises. Inside the block torch uses `rank.threads` threads
-    and, on CPU, deterministic kernels (scattered sums otherwise depend on timing).
+    and, on CPU, deterministic kernels (scattered sums otherwise depend on timing). With `64-true` float64 is the
+    default type inside the block: what is built there is of it.
 
     Raises:
         StageError: the gang that came together is not the one the rank belongs to.
     """
     device = torch.device(rank.device)
     joined_here = rank.world > 1 and not dist.is_initialized()
-    with _pinned(rank, device):
+    with _pinned(rank, device, torch.float64 if precision == "64-true" else torch.get_default_dtype()):
         fabric = Fabric(
             accelerator=device.type,
             devices=_device_ids(rank, device),
@@ -107,8 +109,8 @@ def open_fabric(rank: Rank, *, precision: Literal["32-true", "64-true"] = "32-tr
 
 
 def autocast(fabric: Fabric, precision: Precision) -> AbstractContextManager[None]:
-    """The step's mixed precision: bfloat16 where torch deems it safe, or nothing for fp32."""
-    if precision == "fp32":
+    """The step's mixed precision: bfloat16 where torch deems it safe, or nothing for fp32 and fp64."""
+    if precision != "bf16":
         return nullcontext()
     return torch.autocast(fabric.device.type, dtype=torch.bfloat16)
 
@@ -127,6 +129,15 @@ def all_reduce_sum(fabric: Fabric, tensor: Tensor) -> Tensor:
     if fabric.world_size > 1:
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
     return total
+
+
+def all_reduce_min(fabric: Fabric, value: int) -> int:
+    """The smallest `value` of any rank, on every rank. Collective; waits for the device."""
+    if fabric.world_size == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.int64, device=fabric.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return int(tensor.item())
 
 
 def broadcast_int(fabric: Fabric, value: int) -> int:
@@ -175,16 +186,15 @@ def _device_ids(rank: Rank, device: torch.device) -> int | list[int]:
 
 
 @contextmanager
-def _pinned(rank: Rank, device: torch.device) -> Iterator[None]:
-    """Thread count and determinism for the block, as before afterwards (a local run shares the process)."""
-    threads, deterministic = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-    )
+def _pinned(rank: Rank, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Threads, determinism and default type for the block, as before afterwards (a local run shares the process)."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    dtype_before = torch.get_default_dtype()
     kernels: Any = torch.utils.deterministic  # its stub lacks the switch
     filling = kernels.fill_uninitialized_memory
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else a banner for each process group
     torch.set_num_threads(rank.threads)
+    torch.set_default_dtype(dtype)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         kernels.fill_uninitialized_memory = False  # costs time and finds only bugs of kernels
@@ -196,6 +206,7 @@ def _pinned(rank: Rank, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype_before)
         torch.use_deterministic_algorithms(deterministic)
         kernels.fill_uninitialized_memory = filling
 

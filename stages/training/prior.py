@@ -136,7 +136,8 @@ class PriorTrainer:
         # Sums over slices of any size, scaled so that DDP's mean over ranks is the mean over the global batch.
         scale = self.rank.world / (config.batch_size * state.model.num_tokens)
         nats = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
-        parts = batch.split(self.cluster.micro_batch)
+        micro_batch = self.cluster.micro_batch
+        parts = batch.split(micro_batch if isinstance(micro_batch, int) else None)
         state.optimizer.zero_grad()
         for number, part in enumerate(parts, start=1):
             condition_BC, tokens_BT = self.inputs(part)

@@ -113,4 +113,5 @@ def _first(shards: Sequence[Shard], limit: int) -> list[Shard]:
 
 
 def _to_device(pictures_NHWC: np.ndarray, device: torch.device) -> Tensor:
-    return to_model_range(pictures_NHWC).to(device, memory_format=torch.channels_last)
+    # The default type is the one in which training runs, see open_fabric.
+    return to_model_range(pictures_NHWC).to(device, torch.get_default_dtype(), memory_format=torch.channels_last)

@@ -18,12 +18,19 @@ class TokenizerOptimizerConfig(StrictModel):
     warmup_steps: NonNegativeInt = 20
     """Steps over which it rises linearly from 0."""
 
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How it falls after warm-up: not at all, along a line, along half a cosine."""
+
     schedule_steps: PositiveInt | None = 3200
-    """Step at which it has fallen along a cosine to `min_learning_rate`, where it stays; null: it stays at its peak.
-    Not derived from `steps`, so that raising `steps` goes on with the same run."""
+    """Step at which it has fallen to `min_learning_rate`, where it stays; null: it stays at its peak, as with
+    `schedule: constant`. Not derived from `steps`, so that raising `steps` goes on with the same run."""
 
     min_learning_rate: NonNegativeFloat = 2e-5
-    """Where the cosine ends."""
+    """Where the schedule ends."""
+
+    clip_gradient: PositiveFloat | None = None
+    """Largest norm of the generator's gradient of an update, over all ranks; longer ones are scaled down. Null: never.
+    The discriminator has its own in `losses.discriminator`."""
 
     betas: tuple[float, float] = (0.5, 0.99)
     """Adam's decay rates, of both optimizers. Published: 0.5, 0.9."""
@@ -35,12 +42,14 @@ class TokenizerOptimizerConfig(StrictModel):
     def _agrees(self) -> "TokenizerOptimizerConfig":
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {list(self.betas)}: both are at least 0 and below 1")
+        if self.schedule == "constant" or self.schedule_steps is None:
+            return self
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: lower it, "
-                "or set schedule_steps to null for a constant learning rate"
+                "or set schedule to constant"
             )
-        if self.schedule_steps is not None and self.schedule_steps <= self.warmup_steps:
+        if self.schedule_steps <= self.warmup_steps:
             raise ValueError(
                 f"schedule_steps {self.schedule_steps} ends before warmup_steps {self.warmup_steps}: "
                 "raise the first or lower the second"
@@ -67,8 +76,13 @@ class TokenizerConfig(StrictModel):
     """Pictures of one update, over all ranks. In a run of minutes many small updates learn more than few large
     ones: after 6,144 emoji 20.1 dB in batches of 8, 19.5 in batches of 16."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast, for GPUs and CPUs with AMX; codebook and losses stay in fp32."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Share kept at each update of a running mean of the generator's weights, e.g. 0.999; it rises to this in the first
+    updates. The mean is what is validated and saved as the tokenizer. Null: the weights themselves are."""
+
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """`bf16`: autocast, for GPUs and CPUs with AMX; codebook and losses stay in fp32. `fp64`: everything in float64,
+    several times slower: for comparing implementations and numbers of ranks."""
 
     horizontal_flip: bool = False
     """Mirror every other picture; wrong where mirrored pictures are (flags, text, digits)."""

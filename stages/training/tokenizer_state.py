@@ -9,9 +9,11 @@ import torch
 
 from stages.models.losses.discriminator import PatchDiscriminator
 from stages.models.tokenizer import Tokenizer
-from stages.training.adversarial import SkippedSteps
+from stages.training.activations import checkpoint_activations
+from stages.training.averages import LogitAverage, WeightAverage
 from stages.training.checkpoints import reseed
 from stages.training.fabric import Fabric
+from stages.training.gradients import SkippedSteps
 from stages.training.tokenizer_config import TokenizerConfig
 
 
@@ -23,6 +25,10 @@ class TokenizerState:
     discriminator: PatchDiscriminator
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
+    logits: LogitAverage
+    """LeCam's anchors; not updated where LeCam is off."""
+    average: WeightAverage | None
+    """The running mean of the tokenizer's weights, if it is asked for."""
     step: int = 0
     """Updates made."""
     samples_seen: int = 0
@@ -32,6 +38,11 @@ class TokenizerState:
     """Highest held-out PSNR so far, dB."""
     best_step: int = 0
 
+    @property
+    def result(self) -> Tokenizer:
+        """The tokenizer that is validated, shown and saved."""
+        return self.average.tokenizer if self.average else self.tokenizer
+
     def dump(self) -> dict[str, Any]:
         """The state as nested dicts of tensors and numbers."""
         return {
@@ -39,6 +50,8 @@ class TokenizerState:
             "discriminator": self.discriminator.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "logits": self.logits.dump(),
+            "average": self.average.dump() if self.average else None,
             "step": self.step,
             "samples_seen": self.samples_seen,
             "skipped": {"total": self.skipped.total, "in_a_row": self.skipped.in_a_row},
@@ -51,6 +64,9 @@ class TokenizerState:
         self.discriminator.load_state_dict(state["discriminator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.logits.load(state["logits"])
+        if self.average:
+            self.average.load(state["average"])
         self.step, self.samples_seen = state["step"], state["samples_seen"]
         self.skipped = SkippedSteps(**state["skipped"])
         self.best_psnr, self.best_step = state["best"]["psnr"], state["best"]["step"]
@@ -65,14 +81,23 @@ class Networks:
 
 
 def begin(
-    config: TokenizerConfig, fabric: Fabric, *, image_size: int, channels: int
+    config: TokenizerConfig,
+    fabric: Fabric,
+    *,
+    image_size: int,
+    channels: int,
+    activation_checkpointing: bool = False,
 ) -> tuple[TokenizerState, Networks]:
     """Fresh networks and optimizers, equal on every rank."""
     reseed(config.seed, 0, 0)
     tokenizer = Tokenizer(config.model, image_size=image_size, channels=channels)
     discriminator = PatchDiscriminator(config.losses.discriminator, channels=channels)
     for network in (tokenizer, discriminator):
-        network.to(memory_format=torch.channels_last)
+        network.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = WeightAverage(tokenizer, config.ema_decay) if config.ema_decay is not None else None
+    if activation_checkpointing:
+        checkpoint_activations(tokenizer.encoder)
+        checkpoint_activations(tokenizer.decoder)
     generator, generator_optimizer = fabric.setup(
         tokenizer,
         torch.optim.AdamW(
@@ -92,5 +117,6 @@ def begin(
             fused=True,
         ),
     )
-    state = TokenizerState(tokenizer, discriminator, generator_optimizer, discriminator_optimizer)
+    logits = LogitAverage(config.losses.discriminator.lecam_decay, like=next(discriminator.parameters()).detach())
+    state = TokenizerState(tokenizer, discriminator, generator_optimizer, discriminator_optimizer, logits, average)
     return state, Networks(generator, judge)

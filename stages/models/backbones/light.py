@@ -73,6 +73,10 @@ class LightDecoder(nn.Module):
         """All but the last convolution."""
         return F.silu(self.norm_out(self.layers(z_BCHW)))
 
+    def head(self, features_BCHW: Tensor) -> Tensor:
+        """The last convolution, from what `trunk` gives to pictures."""
+        return F.pixel_shuffle(self.conv_out(features_BCHW), 2)
+
     def forward(self, z_BCHW: Tensor) -> Tensor:
         """z_BCHW to pictures factor times as large."""
-        return F.pixel_shuffle(self.conv_out(self.trunk(z_BCHW)), 2)
+        return self.head(self.trunk(z_BCHW))

@@ -188,7 +188,11 @@ class ReferenceDecoder(nn.Module):
             y = level(y)
         return F.silu(self.norm_out(y))
 
+    def head(self, features_BCHW: Tensor) -> Tensor:
+        """The last convolution, from what `trunk` gives to pictures."""
+        x_BCHW: Tensor = self.conv_out(features_BCHW)
+        return x_BCHW
+
     def forward(self, z_BCHW: Tensor) -> Tensor:
         """z_BCHW to pictures factor times as large."""
-        x_BCHW: Tensor = self.conv_out(self.trunk(z_BCHW))
-        return x_BCHW
+        return self.head(self.trunk(z_BCHW))

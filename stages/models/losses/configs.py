@@ -16,8 +16,24 @@ class DiscriminatorConfig(StrictModel):
     num_layers: PositiveInt = 2
     """Stride-2 layers: 2 suit 64 pixels (patches of 34 pixels with a step of 4), 3 suit 256."""
 
-    norm: Literal["group", "batch"] = "group"
-    """`group`: GroupNorm, the same on any number of ranks; `batch`: as published, statistics of each rank by itself."""
+    norm: Literal["group", "batch", "spectral", "none"] = "group"
+    """`group`: GroupNorm, the same on any number of ranks. `batch`: as published; its statistics are those of each
+    micro-batch of each rank by itself. `spectral`: every convolution is scaled to a largest singular value of 1 (Miyato
+    et al. 2018) by one power iteration a step. `none`: neither."""
+
+    loss: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
+    """`hinge` (Lim & Ye 2017). `vanilla`: the logistic loss for the discriminator, minus the logits for the generator,
+    as taming-transformers has it. `non_saturating`: the logistic loss for both (Goodfellow et al. 2014)."""
+
+    lecam_weight: NonNegativeFloat = 0.0
+    """Of LeCam's regularisation (Tseng et al. 2021), which keeps logits near their running means so that a few
+    pictures are not learnt by heart; 0 does without."""
+
+    lecam_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Share of the running means of the logits that is kept at each update of the discriminator."""
+
+    clip_gradient: PositiveFloat | None = None
+    """Largest norm of the gradient of an update, over all ranks; longer ones are scaled down. Null: never."""
 
     weight: NonNegativeFloat = 0.2
     """Size of the adversarial gradient in the last layer, relative to that of reconstruction; published: 0.8."""
@@ -56,7 +72,8 @@ class DiscriminatorConfig(StrictModel):
     def _groups_divide(self) -> "DiscriminatorConfig":
         if self.norm == "group" and self.base_channels % 8:
             raise ValueError(
-                f"base_channels {self.base_channels} of the discriminator: GroupNorm needs a multiple of 8"
+                f"base_channels {self.base_channels} of the discriminator: GroupNorm needs a multiple of 8; take "
+                f"{-(-self.base_channels // 8) * 8}, or another norm"
             )
         return self
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from stages.models.efficientnet_lite0 import load_efficientnet_lite0
 from stages.models.losses.configs import PerceptualConfig
+from stages.models.precision import full_precision
 
 TORCHVISION_WEIGHTS = {
     "vgg": "vgg16-397923af.pth",
@@ -67,7 +68,7 @@ class FeatureDistance(FrozenDistance):
         features = self.network.stage_features(x_hat_BCHW, self.stages)
         distance_B = x_hat_BCHW.new_zeros(len(x_hat_BCHW))
         for target, feature in zip(targets, features, strict=True):
-            difference = unit_channels(target.float()) - unit_channels(feature.float())
+            difference = unit_channels(full_precision(target)) - unit_channels(full_precision(feature))
             distance_B = distance_B + difference.square().sum(dim=1).mean(dim=(1, 2))
         return distance_B
 

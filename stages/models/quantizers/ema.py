@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.models.precision import full_precision
 from stages.models.tokenizer_config import EMAQuantizerConfig
 
 COUNT_EPSILON = 1e-5
@@ -62,7 +63,7 @@ class EMAQuantizer(nn.Module):
     def forward(self, z_BCHW: Tensor) -> Quantized:
         """z_BCHW to its nearest codes."""
         with _exact(z_BCHW):
-            z = z_BCHW.float()
+            z = full_precision(z_BCHW)
             indices_BHW = self.nearest(z.detach())
             codes_BCHW = self.embed(indices_BHW)
             commitment_B = self.config.commitment * F.mse_loss(z, codes_BCHW, reduction="none").mean(dim=(1, 2, 3))
@@ -72,7 +73,7 @@ class EMAQuantizer(nn.Module):
     def nearest(self, z_BCHW: Tensor) -> Tensor:
         """The nearest code's number at each place: z_BCHW -> indices_BHW; the lowest number wins a tie."""
         vectors_ND = vectors(z_BCHW)
-        codes_KD = self.embedding.weight.float()
+        codes_KD = full_precision(self.embedding.weight)
         with _exact(z_BCHW):
             # |z - e|^2 without |z|^2, which is the same for every code
             distances_NK = torch.addmm(codes_KD.square().sum(dim=1), vectors_ND, codes_KD.t(), alpha=-2)
@@ -92,7 +93,7 @@ class EMAQuantizer(nn.Module):
         rank (`draw_positions`); `first` is the position of this slice's first vector.
         """
         vectors_ND, indices_N = vectors(z_BCHW), indices_BHW.flatten()
-        counts_K = torch.bincount(indices_N, minlength=self.config.num_codes).float()
+        counts_K = torch.bincount(indices_N, minlength=self.config.num_codes).to(self.counts.dtype)
         sums_KD = torch.zeros_like(self.sums).index_add_(0, indices_N, vectors_ND)
         local_K = draw_K.to(vectors_ND.device) - first
         mine_K = (local_K >= 0) & (local_K < len(vectors_ND))
@@ -131,8 +132,8 @@ def _exact(z_BCHW: Tensor) -> torch.autocast:
 
 
 def vectors(z_BCHW: Tensor) -> Tensor:
-    """z_BCHW as a list of float32 vectors, picture by picture and row by row: vectors_ND."""
-    return z_BCHW.detach().float().permute(0, 2, 3, 1).reshape(-1, z_BCHW.shape[1])
+    """z_BCHW as a list of vectors, at least float32, picture by picture and row by row: vectors_ND."""
+    return full_precision(z_BCHW.detach()).permute(0, 2, 3, 1).reshape(-1, z_BCHW.shape[1])
 
 
 def perplexity(counts_K: Tensor) -> float:

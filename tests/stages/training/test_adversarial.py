@@ -9,16 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import StageError
 from stages.models.losses.configs import DiscriminatorConfig, LossConfig
 from stages.models.losses.discriminator import PatchDiscriminator, discriminator_loss, generator_loss
 from stages.models.losses.perceptual import FrozenDistance
 from stages.training.adversarial import (
-    SkippedSteps,
     adaptive_weight,
     discriminator_objective,
     generator_objective,
-    gradients_finite,
     picture_gradient,
     through_last_layer,
 )
@@ -184,22 +181,3 @@ def test_the_weight_waits_for_the_discriminator_and_then_rises() -> None:
     config = DiscriminatorConfig(weight=0.4, start=10, warmup_steps=5, ramp_steps=3)
     assert [config.weight_at(step) for step in (0, 14)] == [0.0, 0.0]
     assert [config.weight_at(step) for step in (15, 16, 17, 18, 99)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
-
-
-def test_too_many_skipped_steps_name_the_last_good_checkpoint() -> None:
-    skipped = SkippedSteps()
-    for finite in (False, False, True, False, False):
-        skipped.count(finite=finite, limit=2, step=7, last_good=lambda: "step-00000005")
-    assert (skipped.total, skipped.in_a_row) == (4, 2)
-    with pytest.raises(StageError, match=r"3 steps in a row up to step 8.*step-00000005"):
-        skipped.count(finite=False, limit=2, step=8, last_good=lambda: "step-00000005")
-
-
-def test_a_single_nan_in_a_gradient_is_noticed() -> None:
-    layer = nn.Linear(3, 3)
-    assert gradients_finite(layer.parameters())
-    layer(torch.ones(3)).sum().backward()
-    assert gradients_finite(layer.parameters())
-    assert layer.bias.grad is not None
-    layer.bias.grad[1] = float("nan")
-    assert not gradients_finite(layer.parameters())

@@ -13,7 +13,15 @@ from torch import nn
 
 from pipeline.errors import StageError
 from pipeline.runtime import Rank
-from stages.training.fabric import Fabric, all_reduce_sum, autocast, broadcast_flag, broadcast_text, open_fabric
+from stages.training.fabric import (
+    Fabric,
+    all_reduce_min,
+    all_reduce_sum,
+    autocast,
+    broadcast_flag,
+    broadcast_text,
+    open_fabric,
+)
 from tests.stages.training.gangs import rank_of, run_gang
 
 
@@ -26,6 +34,7 @@ def test_two_ranks_average_their_gradients_and_agree_on_sums_flags_and_texts() -
         # d/dw of (w * x) is x: 1 on rank 0 and 3 on rank 1, so the mean is 2.
         assert answer["gradient"] == 2.0
         assert answer["sum"] == [30.0, 3.0]
+        assert answer["smallest"] == 6
         assert answer["flag"] is True
         assert answer["text"] == "step-00000012"
         assert answer["threads"] == 1
@@ -45,6 +54,7 @@ def _meet(rank: Rank) -> dict[str, Any]:
             "rank": fabric.global_rank,
             "gradient": layer.weight.grad.item(),
             "sum": all_reduce_sum(fabric, own).tolist(),
+            "smallest": all_reduce_min(fabric, 7 - rank.rank),
             "flag": broadcast_flag(fabric, rank.rank == 0),
             "text": broadcast_text(fabric, "step-00000012" if rank.rank == 0 else "other"),
             "threads": torch.get_num_threads(),
@@ -107,6 +117,16 @@ def test_threads_and_determinism_are_pinned_inside_and_restored_outside() -> Non
     assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
+
+
+def test_with_64_true_whatever_is_built_and_computed_inside_is_float64() -> None:
+    with open_fabric(rank_of(), precision="64-true") as fabric:
+        layer = nn.Linear(2, 2)
+        module = fabric.setup_module(layer)
+        assert layer.weight.dtype == torch.float64
+        with autocast(fabric, "fp64"):
+            assert module(torch.ones(1, 2, dtype=torch.float32)).dtype == torch.float64
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_rank_that_finds_itself_in_another_gang_is_refused() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from stages.training.schedules import warmup_constant, warmup_cosine
+from stages.training.schedules import learning_rate_factor, warmup_constant, warmup_cosine, warmup_linear
 
 
 def test_constant_schedule_rises_linearly_from_the_first_update_and_stays() -> None:
@@ -30,3 +30,21 @@ def test_a_floor_of_one_is_a_constant_schedule() -> None:
 def test_a_horizon_within_the_warmup_ends_at_the_floor() -> None:
     assert warmup_cosine(4, warmup_steps=5, horizon=3, floor=0.1) == 1.0
     assert warmup_cosine(6, warmup_steps=5, horizon=3, floor=0.1) == pytest.approx(0.1)
+
+
+def test_a_linear_schedule_falls_along_a_line() -> None:
+    factors = [warmup_linear(step, warmup_steps=2, horizon=10, floor=0.2) for step in (0, 1, 2, 4, 6, 10, 99)]
+    assert factors == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.2, 0.2], abs=1e-15)
+
+
+def test_a_schedule_is_chosen_by_name_and_constant_without_a_horizon() -> None:
+    options = {"warmup_steps": 2, "floor": 0.2}
+    for step in (0, 1, 5, 10):
+        expected = {
+            "constant": warmup_constant(step, warmup_steps=2),
+            "linear": warmup_linear(step, warmup_steps=2, horizon=10, floor=0.2),
+            "cosine": warmup_cosine(step, warmup_steps=2, horizon=10, floor=0.2),
+        }
+        for name, factor in expected.items():
+            assert learning_rate_factor(step, name, horizon=10, **options) == factor  # type: ignore[arg-type]
+            assert learning_rate_factor(step, name, horizon=None, **options) == expected["constant"]  # type: ignore[arg-type]

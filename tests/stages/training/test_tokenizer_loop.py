@@ -27,7 +27,8 @@ from pipeline.storage import Folder
 from stages.models.losses.configs import DiscriminatorConfig, LossConfig, PerceptualConfig
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, LightBackboneConfig, TokenizerModelConfig
-from stages.tokenizer import train_tokenizer
+from stages.tokenizer import doubts, train_tokenizer
+from stages.training.checkpoints import load_state
 from stages.training.movement import WATCHED_UPDATES, MovementWatch
 from stages.training.tokenizer import TokenizerJob, TokenizerTrainer, train_tokenizer_loop
 from stages.training.tokenizer_config import TokenizerConfig, TokenizerOptimizerConfig
@@ -49,8 +50,25 @@ def config_of(**settings: Any) -> TokenizerConfig:
     return TokenizerConfig(**{**keys, "validate_every": 8, "record_every": 5, **settings})
 
 
-def job_at(place: Path, shards: Artifact, **settings: Any) -> TokenizerJob:
-    return TokenizerJob(config_of(**settings), shards, Folder.at(place), ClusterConfig(checkpoint_every=7))
+AT_ONCE = ClusterConfig(checkpoint_every=7)
+
+
+def job_at(place: Path, shards: Artifact, cluster: ClusterConfig = AT_ONCE, **settings: Any) -> TokenizerJob:
+    return TokenizerJob(config_of(**settings), shards, Folder.at(place), cluster)
+
+
+EVERYTHING = {
+    "losses": LOSSES.model_copy(
+        update={
+            "discriminator": ADVERSARY.model_copy(
+                update={"norm": "spectral", "loss": "non_saturating", "lecam_weight": 0.1, "clip_gradient": 0.1}
+            )
+        }
+    ),
+    "ema_decay": 0.9,
+    "optimizer": TokenizerOptimizerConfig(learning_rate=3e-3, schedule_steps=40, schedule="linear", clip_gradient=0.5),
+}
+IN_PARTS = ClusterConfig(checkpoint_every=7, micro_batch=3, activation_checkpointing=True)
 
 
 def train(job: TokenizerJob, reporter: RecordingReporter | None = None, attempt: str = "000001-000") -> dict[str, Any]:
@@ -138,6 +156,37 @@ def test_paused_and_resumed_equals_uninterrupted_bit_for_bit(
     assert again.steps_seen[0] == 15
 
 
+@pytest.mark.slow
+def test_with_everything_on_and_in_micro_batches_resumed_equals_uninterrupted(shards: Artifact, tmp_path: Path) -> None:
+    straight, paused = (job_at(tmp_path / name, shards, IN_PARTS, **EVERYTHING) for name in ("straight", "paused"))
+    trained = train(straight)
+    with pytest.raises(Interrupted):
+        train(paused, RecordingReporter(stop_after=11))
+
+    files = result_bytes(straight, trained)
+    assert result_bytes(paused, train(paused, attempt="000002-000")) == files
+    assert trained["notes"]["micro_batch"] == 3
+    (row,) = [row for row in rows_of(files) if row["step"] == 20 and "train/l1" in row]
+    for name in ("lecam", "discriminator_gradient_norm", "adaptive_weight", "adversarial"):
+        assert row[f"train/{name}"] > 0, name
+
+
+def test_the_average_is_saved_and_validated_and_the_state_holds_the_raw_weights_too(
+    shards: Artifact, tmp_path: Path
+) -> None:
+    job = job_at(tmp_path, shards, **EVERYTHING)
+    folder = job.folder / train(job)["result"]
+    saved = load_file(folder.local("model.safetensors"))
+    state = load_state(folder.local("training.json").parent, "training")
+
+    raw, average = state["tokenizer"], state["average"]["tokenizer"]
+    for name, value in saved.items():
+        assert torch.equal(average[name], value), name
+        assert torch.equal(raw[name], value) == name.startswith("quantize."), name
+    assert state["average"]["updates"] == 24
+    assert state["logits"]["updates"] == 24 - ADVERSARY.start
+
+
 def test_killed_equals_uninterrupted_bit_for_bit(
     shards: Artifact, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -195,9 +244,11 @@ def test_two_ranks_learn_what_one_rank_learns(
 
 
 def test_two_ranks_resume_bit_for_bit(shards: Artifact, tmp_path: Path) -> None:
-    straight, paused = job_at(tmp_path / "straight", shards), job_at(tmp_path / "paused", shards)
+    """With everything on; in micro-batches of 3, of which the slice of 3 has one and that of 4 two."""
+    cluster = ClusterConfig(checkpoint_every=7, micro_batch=3)
+    straight, paused = (job_at(tmp_path / name, shards, cluster, **EVERYTHING) for name in ("straight", "paused"))
     whole = run_gang(2, _train_on_rank, straight)[0]
-    run_gang(2, _train_on_rank, job_at(tmp_path / "paused", shards, steps=13))
+    run_gang(2, _train_on_rank, job_at(tmp_path / "paused", shards, cluster, steps=13, **EVERYTHING))
     resumed = run_gang(2, _train_on_rank, paused, attempt="000002-000")[0]
 
     assert result_bytes(paused, resumed) == result_bytes(straight, whole)
@@ -232,12 +283,40 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_too_many_end_th
         return plain(self, x_BCHW)
 
     monkeypatch.setattr(TokenizerTrainer, "update", poisoned)
+    reporter = RecordingReporter()
     with pytest.raises(StageError, match=r"3 steps in a row up to step 10.*step-00000007.*step 7"):
-        train(job)
+        train(job, reporter)
+    (warning,) = reporter.warnings
+    assert "step 8 is skipped and nothing moved (gradient_norm and discriminator_gradient_norm: not" in warning
 
     assert len(dumps) == 3
     for name, value in dumps[0].items():
         assert torch.equal(dumps[2][name], value)
+
+
+def test_reconstructions_that_fall_apart_and_a_discriminator_that_does_not_train_are_told_apart(
+    shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without adversarial weight the discriminator stands still and nobody is warned; a lost PSNR is reported once."""
+    psnr = iter([14.0, 11.5, 10.9, 10.8, 15.0])
+    monkeypatch.setattr(TokenizerTrainer, "validate", lambda self: {"validation/psnr": next(psnr)})
+    losses = LOSSES.model_copy(update={"discriminator": ADVERSARY.model_copy(update={"weight": 0.0})})
+    reporter = RecordingReporter()
+    train(job_at(tmp_path, shards, losses=losses, steps=32), reporter)
+    (warning,) = reporter.warnings
+    assert "PSNR fell from 14.0 dB at step 8 to 10.9 dB at step 24: lower losses.discriminator.weight" in warning
+
+
+def test_a_config_that_trains_without_the_discriminator_or_for_it_alone_is_doubted() -> None:
+    def found(**adversary: Any) -> list[str]:
+        losses = LOSSES.model_copy(update={"discriminator": ADVERSARY.model_copy(update=adversary)})
+        return doubts(config_of(losses=losses))
+
+    assert found() == found(weight=1.0) == found(weight=0.0, start=90) == []
+    (late,) = found(start=21)
+    assert "from step 24 on, and training ends at step 24" in late
+    (heavy,) = found(weight=10.0)
+    assert "weight=10.0 makes the discriminator's gradient 10 times that of the reconstruction" in heavy
 
 
 def test_a_tensor_that_does_not_move_is_named() -> None:
@@ -272,6 +351,22 @@ def test_shards_without_held_out_pictures_are_refused(shards: Artifact, monkeypa
 def test_more_ranks_than_pictures_in_a_batch_are_refused(shards: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size 7 leaves some of 8 ranks without a picture"):
         train_tokenizer_loop(job_at(tmp_path, shards), rank_of(3, 8), RecordingReporter())
+
+
+@pytest.mark.slow
+def test_in_double_precision_one_slice_two_ranks_and_micro_batches_learn_the_same(
+    shards: Artifact, tmp_path: Path
+) -> None:
+    """The whole loop for 12 steps, codebook restarts included; what differs is the order of sums."""
+    keys = {**EVERYTHING, "precision": "fp64", "steps": 12}
+    one = job_at(tmp_path / "one", shards, **keys)
+    expected = load_file((one.folder / train(one)["result"]).local("model.safetensors"))
+    parts = job_at(tmp_path / "parts", shards, IN_PARTS, **keys)
+    two = job_at(tmp_path / "two", shards, **keys)
+    for job, trained in ((parts, train(parts)), (two, run_gang(2, _train_on_rank, two)[0])):
+        for name, value in load_file((job.folder / trained["result"]).local("model.safetensors")).items():
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(value, expected[name], rtol=1e-8, atol=1e-9)
 
 
 def test_half_precision_trains_with_losses_and_codebook_in_full(shards: Artifact, tmp_path: Path) -> None:
