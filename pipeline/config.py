@@ -37,8 +37,8 @@ class ClusterConfig(StrictModel):
     activation_checkpointing: bool = False
     """Compute the inside of the networks' blocks again in the backward pass instead of keeping it: less memory for
     about a third more time."""
-    compile: bool = False
-    """Compile the networks with torch.compile: worth its minutes on GPUs only."""
+    compile: bool | None = None
+    """Compile the networks with torch.compile. Default: on GPUs, where it is worth its minutes."""
     checkpoint_every: int = Field(100, ge=1)
     """Training steps between checkpoints: the most work that a death can cost."""
     max_failures: int = Field(3, ge=0)

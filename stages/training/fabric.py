@@ -28,10 +28,12 @@ __all__ = [
     "broadcast_flag",
     "broadcast_int",
     "broadcast_text",
+    "chosen_precision",
+    "compiles",
     "open_fabric",
 ]
 
-Precision = Literal["fp32", "bf16", "fp64"]
+Precision = Literal["auto", "fp32", "bf16", "fp64"]
 
 
 class _RankEnvironment(LightningEnvironment):  # type: ignore[misc]
@@ -108,9 +110,21 @@ def open_fabric(rank: Rank, *, precision: Literal["32-true", "64-true"] = "32-tr
                 dist.destroy_process_group()
 
 
+def chosen_precision(fabric: Fabric, precision: Precision) -> Precision:
+    """What `auto` means here: bf16 on GPUs, fp32 on CPUs."""
+    if precision != "auto":
+        return precision
+    return "bf16" if fabric.device.type == "cuda" else "fp32"
+
+
+def compiles(fabric: Fabric, setting: bool | None) -> bool:
+    """Whether networks are compiled: as `cluster.compile` says, and without a word on GPUs alone."""
+    return fabric.device.type == "cuda" if setting is None else setting
+
+
 def autocast(fabric: Fabric, precision: Precision) -> AbstractContextManager[None]:
     """The step's mixed precision: bfloat16 where torch deems it safe, or nothing for fp32 and fp64."""
-    if precision != "bf16":
+    if chosen_precision(fabric, precision) != "bf16":
         return nullcontext()
     return torch.autocast(fabric.device.type, dtype=torch.bfloat16)
 

@@ -21,7 +21,7 @@ from stages.data.shards import open_split
 from stages.models.losses.perceptual import build_perceptual
 from stages.models.quantizers.ema import codes_used, perplexity
 from stages.training.checkpoints import Checkpoints, reseed
-from stages.training.fabric import Fabric, all_reduce_sum, open_fabric
+from stages.training.fabric import Fabric, all_reduce_sum, chosen_precision, compiles, open_fabric
 from stages.training.handover import hand_over
 from stages.training.micro_batch import decide_micro_batch
 from stages.training.movement import MovementWatch
@@ -93,7 +93,7 @@ class TokenizerTrainer:
             channels=channels,
             activation_checkpointing=job.cluster.activation_checkpointing,
         )
-        if job.cluster.compile:
+        if compiles(fabric, job.cluster.compile):
             self.state.tokenizer.compile_trunks()
         self.watches = [MovementWatch(self.state.tokenizer, first_update=0)]
         if self.losses.discriminator.weight > 0:
@@ -238,5 +238,10 @@ class TokenizerTrainer:
             name = hand_over(self.job.folder, Path(scratch))
         metrics = {key.removeprefix("validation/"): value for key, value in numbers.items()}
         metrics |= {"steps": state.step, "skipped_steps": state.skipped.total}
-        notes = {**self.pace.overall("pictures"), "micro_batch": self.step.gradients.micro_batch}
+        notes = {
+            **self.pace.overall("pictures"),
+            "micro_batch": self.step.gradients.micro_batch,
+            "precision": chosen_precision(self.fabric, self.config.precision),
+            "compiled": compiles(self.fabric, self.job.cluster.compile),
+        }
         return {"result": name, "metrics": metrics, "notes": notes}

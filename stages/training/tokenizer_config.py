@@ -80,9 +80,9 @@ class TokenizerConfig(StrictModel):
     """Share kept at each update of a running mean of the generator's weights, e.g. 0.999; it rises to this in the first
     updates. The mean is what is validated and saved as the tokenizer. Null: the weights themselves are."""
 
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """`bf16`: autocast, for GPUs and CPUs with AMX; codebook and losses stay in fp32. `fp64`: everything in float64,
-    several times slower: for comparing implementations and numbers of ranks."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """`auto`: bf16 on GPUs, fp32 on CPUs. `bf16`: autocast; codebook and losses stay in fp32; on CPUs only those with
+    AMX or AVX512-BF16 gain by it. `fp64`: everything, to compare runs. The artifact's notes say which was used."""
 
     horizontal_flip: bool = False
     """Mirror every other picture; wrong where mirrored pictures are (flags, text, digits)."""
