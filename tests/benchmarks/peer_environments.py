@@ -33,7 +33,8 @@ def peer_environment(name: str, packages: Sequence[str], *, over_ours: bool = Fa
     uv = shutil.which("uv") or shutil.which("uv", path=str(ROOT / ".uv" / "bin"))
     if uv:
         subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run([uv, "pip", "install", "--python", str(python), *options], check=True)
+        # Elsewhere than in our folder: our overrides in pyproject.toml leave out packages that peers may want.
+        subprocess.run([uv, "pip", "install", "--python", str(python), *options], check=True, cwd=folder)
     else:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", *options], check=True)
