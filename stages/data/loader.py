@@ -24,6 +24,10 @@ CACHE_BYTES = 2**30
 """Decoded pictures up to this size are kept in memory by each rank that decodes in its own process."""
 
 
+OPEN_SHARDS = 64
+"""Shards whose file and table are kept open by one process: four of the order's windows."""
+
+
 class ImageStream:
     """Iterates over the batches of one rank for ever, from `start_step` on: float32 [B, C, H, W] in [-1, 1].
 
@@ -52,9 +56,12 @@ class ImageStream:
         random_crop: bool = False,
     ) -> None:
         self.readers = [ShardReader(shard) for shard in shards]
-        counts = tuple(len(reader) for reader in self.readers)
+        counts = tuple(self._counts())
         assert counts == order.counts, f"the order is over {order.counts}, the shards hold {counts}"
         assert global_batch >= world, f"a batch of {global_batch} leaves some of {world} ranks without a sample"
+        self._open = dict.fromkeys(
+            range(len(self.readers))[:OPEN_SHARDS]
+        )  # numbers of open shards, the one used last at the end
         self.order = order
         self.image_size = image_size
         self.channels = channels
@@ -95,21 +102,38 @@ class ImageStream:
             starts, all_NHWC = cached
             stored = [all_NHWC[starts[shard] + index] for _, shard, index in samples]
         else:
-            stored = [_decode(self.readers[shard], index, self.channels) for _, shard, index in samples]
+            stored = [_decode(self._reader(shard), index, self.channels) for _, shard, index in samples]
         positions = np.array([position for position, _, _ in samples], dtype=np.uint64)
         return self._augmentation(stored, positions)
 
     @cached_property
     def _cache(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return (first picture of each shard, all pictures) where they may be kept in this process."""
-        sizes = {(row["height"], row["width"]) for reader in self.readers for row in reader.table}
-        if self.num_workers > 0 or len(sizes) != 1:
+        rows = (row for reader in self.readers for row in reader.table)
+        first = next(rows)
+        height, width = first["height"], first["width"]
+        if self.num_workers > 0 or self.order.num_samples * height * width * self.channels > CACHE_BYTES:
             return None
-        (height, width) = sizes.pop()
-        if self.order.num_samples * height * width * self.channels > CACHE_BYTES:
+        if any((row["height"], row["width"]) != (height, width) for row in rows):
             return None
         starts = np.concatenate([[0], np.cumsum(self.order.counts)])
         return starts, _decode_all(self.readers, (height, width, self.channels))
+
+    def _counts(self) -> Iterator[int]:
+        for number, reader in enumerate(self.readers):
+            yield len(reader)
+            if number >= OPEN_SHARDS:
+                reader.close()
+
+    def _reader(self, shard: int) -> ShardReader:
+        """Return the reader of a shard, and close the one that was not used for longest where too many are open."""
+        self._open.pop(shard, None)
+        self._open[shard] = None
+        if len(self._open) > OPEN_SHARDS:
+            longest_unused = next(iter(self._open))
+            del self._open[longest_unused]
+            self.readers[longest_unused].close()
+        return self.readers[shard]
 
 
 def load_all(shards: Sequence[Shard | Path], channels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -166,9 +190,11 @@ class _Steps(Dataset[torch.Tensor]):
 
 def _decode_all(readers: Sequence[ShardReader], shape: tuple[int, int, int]) -> np.ndarray:
     pictures = np.empty((sum(len(reader) for reader in readers), *shape), dtype=np.uint8)
-    where = ((reader, index) for reader in readers for index in range(len(reader)))
-    for n, (reader, index) in enumerate(where):
-        pictures[n] = _decode(reader, index, shape[2])
+    numbers = iter(range(len(pictures)))
+    for reader in readers:
+        for index in range(len(reader)):
+            pictures[next(numbers)] = _decode(reader, index, shape[2])
+        reader.close()
     return pictures
 
 

@@ -121,6 +121,22 @@ def test_windows_and_mirror_images_have_the_pixels_of_what_is_stored(tmp_path: P
     assert set(found) == set(itertools.product(range(6), (False, True)))
 
 
+def test_few_of_many_shards_are_open_at_once(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_files() -> int:
+        return sum(link.exists() and link.resolve().suffix == ".tar" for link in Path("/proc/self/fd").iterdir())
+
+    expected = batches(shards, 12)
+    assert open_files() == 0, "pictures in memory need no file"
+    monkeypatch.setattr(loader, "CACHE_BYTES", 0)
+    monkeypatch.setattr(loader, "OPEN_SHARDS", 2)
+    endless = stream(shards)
+    for x_BCHW, same_BCHW in zip(expected, endless, strict=False):
+        assert torch.equal(x_BCHW, same_BCHW)
+        assert open_files() <= 2
+        assert sum("table" in reader.__dict__ for reader in endless.readers) <= 2
+    assert open_files() == 2
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_channels_come_last_in_memory(shards: list[Path], num_workers: int) -> None:
     for x_BCHW in batches(shards, 3, num_workers=num_workers):
