@@ -115,7 +115,8 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> dict[str,
 class ShardReader:
     """Reads samples of one shard by position, through the index, without those that have a tombstone.
 
-    The tar is opened at the first read; a reader can be pickled, and shared with forked processes.
+    Table and tar are opened when first needed and let go of by `close`, after which a reader can be used again; it can
+    be pickled, and shared with forked processes.
     Raises DataError where the tar, the index and the table do not agree: a shard cut at a member boundary still
     parses as a tar, so its size and count are checked when it is opened, and a picture's hash whenever it is read.
     """
@@ -148,13 +149,19 @@ class ShardReader:
             raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {_REMEDY}")
         return image
 
+    def close(self) -> None:
+        """Let go of the open file and the table; the next use opens them again."""
+        self.__dict__.pop("table", None)
+        if self.__dict__.pop("_descriptor", None) is not None:
+            self._closing()
+
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "tombstones": self.tombstones}
 
     @cached_property
     def _descriptor(self) -> int:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, descriptor)
+        self._closing = weakref.finalize(self, os.close, descriptor)
         return descriptor
 
     def _read_table(self) -> list[dict[str, Any]]:

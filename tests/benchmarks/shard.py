@@ -18,7 +18,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,8 +32,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.peer_environments import peer_environment
 
 PEER = "img2dataset==1.47.0"
 SIDE = 256
@@ -48,8 +48,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    cache = Path(tempfile.gettempdir()) / f"smalti-benchmark-{os.getuid()}"
-    python = peer_environment(cache / "img2dataset")
+    python = peer_environment("img2dataset", [PEER])
     with tempfile.TemporaryDirectory(prefix="smalti-shard-") as scratch:
         photographs = Path(scratch) / "photographs"
         make_photographs(photographs, arguments.pictures)
@@ -173,24 +172,6 @@ def run_peer(python: Path, photographs: Path, output: Path, per_shard: int) -> f
     rows = [json.loads(file.read_text()) for file in statistics_files]
     assert sum(row["successes"] for row in rows) == len(list(photographs.iterdir())), rows
     return float(max(row["end_time"] for row in rows) - min(row["start_time"] for row in rows))
-
-
-def peer_environment(folder: Path) -> Path:
-    """Install img2dataset into an environment of its own, once; return its python."""
-    python = folder / "bin" / "python"
-    if (folder / "complete").exists():
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    found = shutil.which("uv", path=f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found:
-        subprocess.run([found, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run([found, "pip", "install", "-q", "--python", str(python), PEER], check=True)
-    else:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", PEER], check=True)
-    (folder / "complete").touch()
-    return python
 
 
 def compare(ours: Path, theirs: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stages.data import images
 from stages.data.images import (
     Preparation,
     Rejected,
@@ -159,6 +161,49 @@ def test_encodings_are_deterministic_and_come_back(image_format: str, error: flo
     back = decode_image(data, channels)
     assert back.dtype == np.uint8 and back.shape == (48, 48, channels)
     assert np.abs(back.astype(int) - array).mean() <= error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"quality": 30}, {"progressive": True}],
+    ids=str,
+)
+def test_a_stored_jpeg_has_the_pixels_that_pillow_sees(options: dict[str, object]) -> None:
+    draw = np.random.default_rng(3)
+    for width, height in ((64, 64), (37, 50), (1, 7)):
+        coarse = draw.integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), dtype=np.uint8)
+        array = coarse.repeat(3, axis=0).repeat(3, axis=1)[:height, :width]
+        for picture in (Image.fromarray(array), Image.fromarray(array).convert("L")):
+            data = encoded(picture, "JPEG", **options)
+            seen = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            np.testing.assert_array_equal(decode_image(data, 3), seen)
+
+
+def test_without_torchvisions_decoder_a_stored_jpeg_is_decoded_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_image(np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8), "jpg")
+    expected = decode_image(data, 3)
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)  # importing it now raises ImportError
+    images._jpeg_decoder.cache_clear()
+    assert images._jpeg_decoder() is None
+    np.testing.assert_array_equal(decode_image(data, 3), expected)
+    images._jpeg_decoder.cache_clear()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_stored_jpeg_that_is_cut_short_is_rejected(channels: int) -> None:
+    data = encode_image(np.random.default_rng(0).integers(0, 256, (48, 48, channels), dtype=np.uint8), "jpg")
+    for length in (10, 300, len(data) // 2):
+        with pytest.raises(Rejected):
+            decode_image(data[:length], channels)
+
+
+def test_channels_last_is_another_layout_of_the_same_values() -> None:
+    images_BHWC = np.random.default_rng(1).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    expected_BCHW = (images_BHWC.astype(np.float64) / 127.5 - 1).transpose(0, 3, 1, 2)
+    x_BCHW, last_BCHW = to_model_range(images_BHWC), to_model_range(images_BHWC, channels_last=True)
+    assert last_BCHW.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(x_BCHW.numpy(), expected_BCHW, atol=1e-7)
+    assert torch.equal(x_BCHW, last_BCHW)
 
 
 def test_model_range_and_back_is_exact() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.errors import DataError
 from stages.data import loader
@@ -97,9 +99,55 @@ def test_crops_come_from_everywhere_or_from_the_middle(shards: list[Path]) -> No
     assert len(corners(random_crop=True, horizontal_flip=True)) > 9, "mirrored windows start at their right edge"
 
 
-def test_pictures_smaller_than_asked_are_refused(shards: list[Path]) -> None:
-    with pytest.raises(DataError, match="stored pictures are 8x8, image_size is 9"):
-        batches(shards, 1, image_size=9)
+@pytest.mark.parametrize("image_format", ["png", "jpg"])
+def test_windows_and_mirror_images_have_the_pixels_of_what_is_stored(tmp_path: Path, image_format: str) -> None:
+    draw = np.random.default_rng(0)
+    coarse_NHWC = draw.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    stored = [encode_image(coarse_HWC.repeat(3, 0).repeat(3, 1), image_format) for coarse_HWC in coarse_NHWC]  # type: ignore[arg-type]
+    write_shard(tmp_path, "train-000000", [Sample(f"k{n}", 0, "", "", image) for n, image in enumerate(stored)])
+    pictures = [np.asarray(Image.open(io.BytesIO(image))) for image in stored]  # 12x12
+    windows = {
+        side[y : y + SIZE, x : x + SIZE].tobytes(): (n, mirrored)
+        for n, picture in enumerate(pictures)
+        for mirrored, side in ((False, picture), (True, picture[:, ::-1]))
+        for y in range(5)
+        for x in range(5)
+    }
+    seen = ImageStream(
+        [tmp_path / "train-000000.tar"], Order([6], seed=0), seed=0, image_size=SIZE, channels=3, global_batch=6,
+        horizontal_flip=True, random_crop=True,
+    )  # fmt: skip
+    found = [windows[row.tobytes()] for x_BCHW in itertools.islice(seen, 8) for row in to_uint8(x_BCHW)]
+    assert set(found) == set(itertools.product(range(6), (False, True)))
+
+
+def test_few_of_many_shards_are_open_at_once(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_files() -> int:
+        return sum(link.exists() and link.resolve().suffix == ".tar" for link in Path("/proc/self/fd").iterdir())
+
+    expected = batches(shards, 12)
+    assert open_files() == 0, "pictures in memory need no file"
+    monkeypatch.setattr(loader, "CACHE_BYTES", 0)
+    monkeypatch.setattr(loader, "OPEN_SHARDS", 2)
+    endless = stream(shards)
+    for x_BCHW, same_BCHW in zip(expected, endless, strict=False):
+        assert torch.equal(x_BCHW, same_BCHW)
+        assert open_files() <= 2
+        assert sum("table" in reader.__dict__ for reader in endless.readers) <= 2
+    assert open_files() == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_channels_come_last_in_memory(shards: list[Path], num_workers: int) -> None:
+    for x_BCHW in batches(shards, 3, num_workers=num_workers):
+        assert x_BCHW.shape == (4, 3, SIZE, SIZE) and x_BCHW.dtype == torch.float32
+        assert x_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pictures_smaller_than_asked_are_refused(shards: list[Path], num_workers: int) -> None:
+    with pytest.raises(DataError, match=r"^stored pictures are 8x8, image_size is 9$"):
+        batches(shards, 1, image_size=9, num_workers=num_workers)
 
 
 def test_a_whole_split_comes_in_order_with_labels_and_keys(shards: list[Path]) -> None:

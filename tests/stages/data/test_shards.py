@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -149,3 +150,14 @@ def test_keys_that_would_not_survive_are_refused(tmp_path: Path, key: str) -> No
 def test_repeated_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keys repeat"):
         write_shard(tmp_path, "s", [*samples(1), *samples(1)])
+
+
+def test_a_closed_reader_lets_go_of_its_file_and_can_be_used_again(shard: Path) -> None:
+    reader = ShardReader(shard)
+    reader.close()  # nothing was open
+    expected = reader[1]
+    descriptor = reader._descriptor
+    reader.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert reader[1] == expected
