@@ -62,7 +62,7 @@ class EMAQuantizer(nn.Module):
     def forward(self, z_BCHW: Tensor) -> Quantized:
         """z_BCHW to its nearest codes."""
         with _exact(z_BCHW):
-            z = z_BCHW.float()
+            z = at_least_float32(z_BCHW)
             indices_BHW = self.nearest(z.detach())
             codes_BCHW = self.embed(indices_BHW)
             commitment_B = self.config.commitment * F.mse_loss(z, codes_BCHW, reduction="none").mean(dim=(1, 2, 3))
@@ -72,7 +72,7 @@ class EMAQuantizer(nn.Module):
     def nearest(self, z_BCHW: Tensor) -> Tensor:
         """The nearest code's number at each place: z_BCHW -> indices_BHW; the lowest number wins a tie."""
         vectors_ND = vectors(z_BCHW)
-        codes_KD = self.embedding.weight.float()
+        codes_KD = at_least_float32(self.embedding.weight)
         with _exact(z_BCHW):
             # |z - e|^2 without |z|^2, which is the same for every code
             distances_NK = torch.addmm(codes_KD.square().sum(dim=1), vectors_ND, codes_KD.t(), alpha=-2)
@@ -131,8 +131,13 @@ def _exact(z_BCHW: Tensor) -> torch.autocast:
 
 
 def vectors(z_BCHW: Tensor) -> Tensor:
-    """z_BCHW as a list of float32 vectors, picture by picture and row by row: vectors_ND."""
-    return z_BCHW.detach().float().permute(0, 2, 3, 1).reshape(-1, z_BCHW.shape[1])
+    """z_BCHW as a list of vectors of at least float32, picture by picture and row by row: vectors_ND."""
+    return at_least_float32(z_BCHW.detach()).permute(0, 2, 3, 1).reshape(-1, z_BCHW.shape[1])
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def perplexity(counts_K: Tensor) -> float:
