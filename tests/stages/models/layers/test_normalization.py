@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.backbones.normalization import NormSiLU
+from stages.models.layers.normalization import NormSiLU
 
 
 def layers(channels: int, groups: int, dtype: torch.dtype = torch.float64) -> tuple[NormSiLU, nn.GroupNorm]:
