@@ -5,9 +5,9 @@
 Pictures of 64x64, `ch` 64, `ch_mult` 1,2,2, two residual blocks, attention at 16, 1,024 codes of 256, batch 4, LPIPS
 over VGG16 and PatchGAN with taming's defaults; both in fp32 with the same weights. Theirs does what its trainer does in
 a step: for each of the two optimizers the gradient is switched off for the other's parameters, then `training_step`,
-backward, Adam; without logging. Ours is `TokenizerTrainer.update`: its codebook follows by moving averages, theirs by
-gradient. Rounds are interleaved, medians count. Ours in bf16 is timed along where the processor computes in bf16, else
-for a single step.
+backward, Adam; without logging, and without the dropout that its `train()` switches on in LPIPS by mistake.
+Ours is `TokenizerTrainer.update`: its codebook follows by moving averages, theirs by gradient.
+Rounds are interleaved, medians count. Where the processor has no bf16, ours in bf16 is timed for a single step.
 First the two are compared: loss terms, adaptive weight, and the generator's gradient of one step at equal weights.
 The last line is a JSON object; `ratio_fp32` and `ratio_bf16` are our steps a second over theirs.
 """
@@ -130,10 +130,10 @@ class Peer:
 
     def __init__(self, trainer: TokenizerTrainer, x_BCHW: Tensor) -> None:
         tokenizer = trainer.state.tokenizer
-        draw = torch.Generator().manual_seed(4)
-        peers.spread_codes(tokenizer, x_BCHW + 0.05 * torch.randn(x_BCHW.shape, generator=draw))
+        peers.spread_codes(tokenizer, x_BCHW)
         parameters = {"disc_start": 0, "disc_weight": ADVERSARY.weight}
         self.model = peers.taming_vqgan(MODEL, image_size=SIZE, **parameters).train()
+        self.model.loss.perceptual_loss.eval()
         peers.copy_weights(self.model, tokenizer)
         self.model.loss.discriminator.load_state_dict(trainer.state.discriminator.state_dict())
         self.model.learning_rate = LEARNING_RATE

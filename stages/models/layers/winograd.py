@@ -87,8 +87,12 @@ def convolve(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     tiles = torch.matmul(matrices.outputs, products_FTD.transpose(0, 1))
     if bias is not None:
         tiles += bias
-    y = tiles.view(batch, height // TILE, width // TILE, TILE, TILE, channels_out)
-    return y.transpose(2, 3).reshape(batch, height, width, channels_out).permute(0, 3, 1, 2)
+    rows, columns = height // TILE, width // TILE
+    # A copy of its own: what comes next may be in place, which autograd refuses on a view.
+    y_BDHW = torch.empty((batch, channels_out, height, width), dtype=x_BCHW.dtype, memory_format=torch.channels_last)
+    places = y_BDHW.permute(0, 2, 3, 1).view(batch, rows, TILE, columns, TILE, channels_out)
+    places.copy_(tiles.view(batch, rows, columns, TILE, TILE, channels_out).transpose(2, 3))
+    return y_BDHW
 
 
 def weight_gradient(x_BCHW: Tensor, grad_BDHW: Tensor) -> Tensor:

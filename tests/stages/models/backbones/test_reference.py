@@ -44,7 +44,7 @@ def both(config: TokenizerModelConfig, channels: int) -> tuple[Tokenizer, torch.
     for parameter in ours.parameters():  # biases and norms begin at 0 and 1, where mistakes would not show
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     x_BCHW = torch.rand(3, channels, 16, 16) * 2 - 1
-    peers.spread_codes(ours, x_BCHW + 0.1 * torch.randn_like(x_BCHW))
+    peers.spread_codes(ours, x_BCHW)
     theirs = peers.taming_vqgan(config, image_size=16, channels=channels, disc_start=0, disc_in_channels=channels)
     peers.copy_weights(theirs, ours)
     return ours, theirs, x_BCHW
@@ -91,7 +91,7 @@ def test_the_generators_gradient_is_taming_transformers(layout: torch.memory_for
 
 def test_lpips_and_its_gradient_are_taming_transformers() -> None:
     ours, theirs = peers.lpips_vgg().double(), peers.taming_lpips().double()
-    x_BCHW, x_hat_BCHW = (torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(2))
+    x_BCHW, x_hat_BCHW = (torch.rand(2, 3, 64, 64) * 2 - 1 for _ in range(2))
     mine, yours = x_hat_BCHW.clone().requires_grad_(), x_hat_BCHW.clone().requires_grad_()
     distance_B, expected_B = ours(x_BCHW, mine), theirs(x_BCHW, yours)[:, 0, 0, 0]
     (distance_B * torch.tensor([1.0, 3.0])).sum().backward()

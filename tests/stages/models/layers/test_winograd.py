@@ -48,6 +48,15 @@ def test_the_layers_gradients_are_torchs(channels_in: int, channels_out: int) ->
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
+def test_what_follows_may_change_its_output_in_place() -> None:
+    torch.manual_seed(0)
+    layer = Conv3x3(128, 128)
+    x_BCHW = torch.randn(4, 128, 16, 16)
+    in_place, apart = (nn.Sequential(layer, nn.ReLU(inplace=inplace)) for inplace in (True, False))
+    for actual, expected in zip(gradients(in_place, x_BCHW), gradients(apart, x_BCHW), strict=True):
+        assert torch.equal(actual, expected)
+
+
 def gradients(layer: nn.Module, x_BCHW: Tensor) -> list[Tensor]:
     leaf = x_BCHW.clone().requires_grad_()
     y_BDHW = layer(leaf)
