@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stages.data.shards import Sample, Shard
+
+BATCHES_AHEAD = 2
+"""Decoded batches that wait for the network."""
 
 # Shapes: N token rows, B batch, H W C picture, T tokens.
 
@@ -94,26 +99,42 @@ def encode_shard(
     from stages.data.tables import write_tokens
 
     reader = ShardReader(unit.payload["shard"])
-    samples = [(reader[i], variant) for i in range(len(reader)) for variant in range(unit.recipe["num_variants"])]
-    tokens = [np.empty((0, tokenizer.grid[0] * tokenizer.grid[1]), dtype=np.int64)]
-    for start in range(0, len(samples), config.batch_size):
-        batch = samples[start : start + config.batch_size]
-        images = [_picture(sample, variant, tokenizer.image_size, tokenizer.channels) for sample, variant in batch]
+    rows = [(i, variant) for i in range(len(reader)) for variant in range(unit.recipe["num_variants"])]
+
+    def images(start: int) -> np.ndarray:
+        batch = rows[start : start + config.batch_size]
+        pictures = [_picture(reader[i], variant, tokenizer.image_size, tokenizer.channels) for i, variant in batch]
         # The order of additions in a convolution depends on the batch's shape: one shape, the same bits everywhere.
-        images += [images[-1]] * (config.batch_size - len(batch))
-        tokens.append(encode_batch(np.stack(images))[: len(batch)])
-    tokens_NT = np.concatenate(tokens)
+        pictures += [pictures[-1]] * (config.batch_size - len(batch))
+        return np.stack(pictures)
+
+    tokens = [np.empty((0, tokenizer.grid[0] * tokenizer.grid[1]), dtype=np.int64)]
+    tokens += [encode_batch(batch) for batch in _made_ahead(images, range(0, len(rows), config.batch_size))]
+    tokens_NT = np.concatenate(tokens)[: len(rows)]
+    described = [reader.table[i] for i, _ in rows]
     write_tokens(
         folder / f"{unit.name}.parquet",
-        keys=[sample.key for sample, _ in samples],
-        labels=[sample.label for sample, _ in samples],
-        captions=[sample.caption for sample, _ in samples],
-        variants=[variant for _, variant in samples],
+        keys=[row["key"] for row in described],
+        labels=[row["label"] for row in described],
+        captions=[row["caption"] for row in described],
+        variants=[variant for _, variant in rows],
         tokens_NT=tokens_NT,
         metadata=unit.payload["metadata"],
     )
     used = functools.reduce(lambda codes, code: codes | 1 << int(code), np.unique(tokens_NT), 0)
-    return {"pictures": len(reader), "rows": len(samples), "codes": f"{used:x}"}
+    return {"pictures": len(reader), "rows": len(rows), "codes": f"{used:x}"}
+
+
+def _made_ahead(make: Callable[[int], np.ndarray], starts: Iterable[int]) -> Iterator[np.ndarray]:
+    """make(start) of each, in order; a thread reads and decodes the next ones while the network is busy."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming: deque[Future[np.ndarray]] = deque()
+        for start in starts:
+            coming.append(thread.submit(make, start))
+            if len(coming) > BATCHES_AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _encode_batch(model: Any, config: EncodeConfig, device: str, images_BHWC: np.ndarray) -> np.ndarray:

@@ -178,14 +178,15 @@ def copy_weights(theirs: nn.Module, ours: Tokenizer) -> None:
 
 
 def spread_codes(ours: Tokenizer, x_BCHW: Tensor) -> None:
-    """Moves the codebook onto vectors of these pictures: a token is a clear choice that rounding does not change."""
+    """Moves the codebook near vectors of these pictures: a token is a clear choice that rounding does not change."""
     with torch.no_grad():
         z_BCHW = ours.quant_conv(ours.encoder(x_BCHW))
         vectors_ND = z_BCHW.permute(0, 2, 3, 1).reshape(-1, z_BCHW.shape[1])
         draw = torch.Generator().manual_seed(0)
         chosen_K = torch.randperm(len(vectors_ND), generator=draw)[: ours.num_codes]
         assert len(chosen_K) == ours.num_codes, f"{len(vectors_ND)} vectors for {ours.num_codes} codes"
-        ours.quantize.embedding.weight.copy_(vectors_ND[chosen_K])
+        aside_KD = torch.randn(ours.num_codes, vectors_ND.shape[1], generator=draw, dtype=vectors_ND.dtype)
+        ours.quantize.embedding.weight.copy_(vectors_ND[chosen_K] + 0.1 * vectors_ND.std(dim=0) * aside_KD)
 
 
 def quietly(make: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:

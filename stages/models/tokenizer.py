@@ -133,4 +133,7 @@ class Tokenizer(nn.Module):
             tokenizer.load_state_dict(load_file(folder / WEIGHTS))
         except RuntimeError as error:
             raise DataError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
-        return tokenizer.eval().requires_grad_(False).to(device)
+        tokenizer.eval().requires_grad_(False)
+        if torch.device(device).type == "cpu":
+            tokenizer.to(memory_format=torch.channels_last)
+        return tokenizer.to(device)

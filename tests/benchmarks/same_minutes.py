@@ -34,6 +34,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stages.metrics.distances import PictureSet, kid
+from stages.metrics.reconstruction import picture_psnr
+
 from pipeline.artifacts import Artifact
 from pipeline.config import ClusterConfig, load_config
 from pipeline.runner import run_stage
@@ -43,8 +46,6 @@ from run_pipeline import Config, build
 from stages.data.images import to_model_range
 from stages.data.loader import load_all
 from stages.data.shards import open_split
-from stages.metrics.distances import PictureSet, kid
-from stages.metrics.reconstruction import picture_psnr
 from stages.models.efficientnet_lite0 import load_efficientnet_lite0
 from stages.models.losses.configs import LossConfig
 from stages.models.losses.perceptual import build_perceptual

@@ -162,6 +162,18 @@ def test_pictures_smaller_than_the_tokenizers_are_refused(made: dict[str, Artifa
         encode_module._picture(reader[0], 0, 32, 3)
 
 
+def test_batches_made_ahead_come_in_order_and_bring_their_errors() -> None:
+    def make(number: int) -> np.ndarray:
+        if number == 6:
+            raise DataError("the seventh is damaged")
+        return np.array([number])
+
+    got: list[int] = []
+    with pytest.raises(DataError, match="the seventh is damaged"):
+        got.extend(int(batch[0]) for batch in encode_module._made_ahead(make, range(9)))
+    assert got == [0, 1, 2, 3, 4, 5]
+
+
 def test_larger_pictures_are_cut_to_their_centre(made: dict[str, Artifact]) -> None:
     sample = ShardReader(open_split(made["shards"], "train")[0])[0]
     whole = decode_image(sample.image, 3)

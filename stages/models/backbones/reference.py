@@ -6,12 +6,17 @@ Legend: B batch, C channels, H height, W width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.models.layers.normalization import NormSiLU
+from stages.models.layers.upsampling import upsample_and_convolve
+from stages.models.layers.winograd import Conv3x3
 from stages.models.tokenizer_config import ReferenceBackboneConfig
 
+NORM_GROUPS, NORM_EPSILON = 32, 1e-6
 
-def norm(channels: int) -> nn.GroupNorm:
-    """The reference's normalization."""
-    return nn.GroupNorm(32, channels, eps=1e-6)
+
+def norm_silu(channels: int) -> NormSiLU:
+    """The reference's normalization and activation."""
+    return NormSiLU(NORM_GROUPS, channels, eps=NORM_EPSILON)
 
 
 class ResnetBlock(nn.Module):
@@ -19,17 +24,17 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, *, dropout: float) -> None:
         super().__init__()
-        self.norm1 = norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = norm(channels_out)
+        self.norm1 = norm_silu(channels_in)
+        self.conv1 = Conv3x3(channels_in, channels_out)
+        self.norm2 = norm_silu(channels_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """x_BCHW with `channels_out` channels."""
-        y = self.conv1(F.silu(self.norm1(x_BCHW)))
-        y_BCHW: Tensor = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        y = self.conv1(self.norm1(x_BCHW))
+        y_BCHW: Tensor = self.conv2(self.dropout(self.norm2(y)))
         if self.nin_shortcut is not None:
             x_BCHW = self.nin_shortcut(x_BCHW)
         return y_BCHW + x_BCHW
@@ -40,7 +45,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPSILON)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -77,8 +82,7 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """x_BCHW at twice the size."""
-        y: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
-        return y
+        return upsample_and_convolve(x_BCHW, self.conv)
 
 
 class Level(nn.Module):
@@ -143,8 +147,8 @@ class ReferenceEncoder(nn.Module):
             )
             width = out
         self.mid = Middle(width, dropout=config.dropout)
-        self.norm_out = norm(width)
-        self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
+        self.norm_out = norm_silu(width)
+        self.conv_out = Conv3x3(width, config.z_channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """x_BCHW to a map of [B, `z_channels`, H/factor, W/factor]."""
@@ -152,7 +156,7 @@ class ReferenceEncoder(nn.Module):
         for level in self.down:
             y = level(y)
         y = self.mid(y)
-        z_BCHW: Tensor = self.conv_out(F.silu(self.norm_out(y)))
+        z_BCHW: Tensor = self.conv_out(self.norm_out(y))
         return z_BCHW
 
 
@@ -163,7 +167,7 @@ class ReferenceDecoder(nn.Module):
         super().__init__()
         self.in_channels = config.z_channels
         width = config.base_channels * config.multipliers[-1]
-        self.conv_in = nn.Conv2d(config.z_channels, width, 3, padding=1)
+        self.conv_in = Conv3x3(config.z_channels, width)
         self.mid = Middle(width, dropout=config.dropout)
         levels: list[nn.Module] = []
         for level, multiplier in reversed(list(enumerate(config.multipliers))):
@@ -178,7 +182,7 @@ class ReferenceDecoder(nn.Module):
             )
             width = out
         self.up = nn.ModuleList(reversed(levels))  # the reference numbers the levels from full resolution down
-        self.norm_out = norm(width)
+        self.norm_out = norm_silu(width)
         self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
 
     def trunk(self, z_BCHW: Tensor) -> Tensor:
@@ -186,7 +190,8 @@ class ReferenceDecoder(nn.Module):
         y = self.mid(self.conv_in(z_BCHW))
         for level in reversed(self.up):
             y = level(y)
-        return F.silu(self.norm_out(y))
+        features_BCHW: Tensor = self.norm_out(y)
+        return features_BCHW
 
     def head(self, features_BCHW: Tensor) -> Tensor:
         """The last convolution, from what `trunk` gives to pictures."""

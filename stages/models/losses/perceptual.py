@@ -4,15 +4,16 @@ The only file that imports lpips. Legend: B batch, C channels, H height, W width
 """
 
 import hashlib
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from stages.models.efficientnet_lite0 import load_efficientnet_lite0
+from stages.models.layers.winograd import Conv3x3
 from stages.models.losses.configs import PerceptualConfig
 from stages.models.precision import full_precision
 
@@ -21,6 +22,9 @@ TORCHVISION_WEIGHTS = {
     "alex": "alexnet-owt-7be5be79.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
+TORCHVISION_NAMES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
+LAST_LAYERS = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11), "squeeze": (1, 4, 7, 9, 10, 11, 12)}
+"""The layers among torchvision's `features` that LPIPS compares."""
 NORM_EPSILON = 1e-10
 
 
@@ -66,36 +70,51 @@ class FeatureDistance(FrozenDistance):
         with torch.no_grad():
             targets = self.network.stage_features(x_BCHW, self.stages)
         features = self.network.stage_features(x_hat_BCHW, self.stages)
-        distance_B = x_hat_BCHW.new_zeros(len(x_hat_BCHW))
-        for target, feature in zip(targets, features, strict=True):
-            difference = unit_channels(full_precision(target)) - unit_channels(full_precision(feature))
-            distance_B = distance_B + difference.square().sum(dim=1).mean(dim=(1, 2))
-        return distance_B
+        return sum_of_distances(targets, features, [None] * len(targets))
 
 
 class LPIPSDistance(FrozenDistance):
-    """LPIPS version 0.1 with the `lpips` package's linear heads over torchvision's network."""
+    """LPIPS version 0.1: the `lpips` package's linear heads over torchvision's network."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         import lpips
+        import torchvision
 
         trunk_weights = load_torchvision_weights(kind)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
-            self.network = lpips.LPIPS(net=kind, pretrained=False, pnet_rand=True, verbose=False)
-        _load_trunk(self.network.net, trunk_weights)
-        heads_path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{kind}.pth"
+        with torch.device("meta"):  # most of the network is its classifier, which is not used
+            layers = getattr(torchvision.models, TORCHVISION_NAMES[kind])(weights=None).features
+            self.layers = nn.Sequential(*map(_cheaper, layers[: LAST_LAYERS[kind][-1] + 1]))
+        own = self.layers.state_dict()
+        self.layers.load_state_dict({name: trunk_weights[f"features.{name}"] for name in own}, assign=True)
+        self.last_layers = LAST_LAYERS[kind]
         # squeeze.pth was saved on a GPU
-        heads = torch.load(heads_path, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(heads, strict=False)
-        self.network.eval().requires_grad_(False)
+        path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{kind}.pth"
+        heads = torch.load(path, map_location="cpu", weights_only=True)
+        for number in range(len(self.last_layers)):
+            self.register_buffer(f"head_{number}", heads[f"lin{number}.model.1.weight"].flatten())
+        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, x_BCHW: Tensor, x_hat_BCHW: Tensor) -> Tensor:
         """distance_B of pictures in [-1, 1]."""
-        x_BCHW, x_hat_BCHW = (x.expand(-1, 3, -1, -1) for x in (x_BCHW, x_hat_BCHW))
-        distance_B: Tensor = self.network(x_BCHW.detach(), x_hat_BCHW)[:, 0, 0, 0]
-        return distance_B
+        with torch.no_grad():
+            targets = self._features(x_BCHW)
+        heads = [self.get_buffer(f"head_{number}") for number in range(len(self.last_layers))]
+        return sum_of_distances(targets, self._features(x_hat_BCHW), heads)
+
+    def _features(self, x_BCHW: Tensor) -> list[Tensor]:
+        y = (x_BCHW.expand(-1, 3, -1, -1) - self.mean) / self.std
+        features = []
+        for number, layer in enumerate(self.layers):
+            y = layer(y)
+            if number in self.last_layers:
+                features.append(y)
+        return features
 
 
 def build_perceptual(config: PerceptualConfig) -> FrozenDistance:
@@ -110,9 +129,50 @@ def build_perceptual(config: PerceptualConfig) -> FrozenDistance:
     return LPIPSDistance(config.kind)
 
 
-def unit_channels(features_BCHW: Tensor) -> Tensor:
-    """The features scaled to unit length over channels at each place."""
-    return features_BCHW * features_BCHW.square().sum(dim=1, keepdim=True).add(NORM_EPSILON).rsqrt()
+def _cheaper(layer: nn.Module) -> nn.Module:
+    """The same layer, as ours where we have one."""
+    if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1)):
+        return Conv3x3(layer.in_channels, layer.out_channels)
+    return layer
+
+
+def sum_of_distances(targets: Sequence[Tensor], features: Sequence[Tensor], heads: Sequence[Tensor | None]) -> Tensor:
+    """distance_B: over each pair of maps, the weighted squared distance of their channels' directions, averaged over
+    places; summed over pairs. In float32 at least; gradient to `features` only."""
+    distances = [
+        _DirectionDistance.apply(full_precision(feature), full_precision(target), head)
+        for target, feature, head in zip(targets, features, heads, strict=True)
+    ]
+    return torch.stack(distances).sum(dim=0)
+
+
+class _DirectionDistance(torch.autograd.Function):
+    """sum_c w_c (f_c / |f| - t_c / |t|)^2, averaged over places; a zero vector has no direction and no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, feature_BCHW: Tensor, target_BCHW: Tensor, weight_C: Tensor | None) -> Tensor:
+        norm_B1HW = torch.linalg.vector_norm(feature_BCHW, dim=1, keepdim=True)
+        difference_BCHW = feature_BCHW / (norm_B1HW + NORM_EPSILON)
+        difference_BCHW -= target_BCHW / (torch.linalg.vector_norm(target_BCHW, dim=1, keepdim=True) + NORM_EPSILON)
+        weighted_BCHW = difference_BCHW
+        if weight_C is not None:
+            weighted_BCHW = difference_BCHW * weight_C.to(difference_BCHW)[:, None, None]
+        ctx.save_for_backward(feature_BCHW, norm_B1HW, weighted_BCHW)
+        distance_B: Tensor = (difference_BCHW * weighted_BCHW).sum(dim=1).mean(dim=(1, 2))
+        return distance_B
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        feature_BCHW, norm_B1HW, weighted_BCHW = ctx.saved_tensors
+        # With b = f / n, n = |f| + e: d/df is (g - (f . g) f / (n |f|)) / n, where g is the gradient with respect to b
+        places = feature_BCHW.shape[2] * feature_BCHW.shape[3]
+        inverse_B1HW = (norm_B1HW + NORM_EPSILON).reciprocal_()
+        share_B1HW = 2 / places * grad_B[:, None, None, None] * inverse_B1HW
+        along_B1HW = (feature_BCHW * weighted_BCHW).sum(dim=1, keepdim=True)
+        along_B1HW *= -share_B1HW * inverse_B1HW / norm_B1HW.clamp(min=NORM_EPSILON)
+        gradient_BCHW = feature_BCHW * along_B1HW
+        return gradient_BCHW.addcmul_(weighted_BCHW, share_B1HW), None, None
 
 
 def load_torchvision_weights(kind: str) -> dict[str, Tensor]:
@@ -147,9 +207,3 @@ def _check_hash(path: Path) -> None:
             f"{path} is damaged: its sha256 begins with {digest[:8]}, its name says {expected}; remove it to download "
             "it again, or place the original"
         )
-
-
-def _load_trunk(trunk: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load torchvision's weights: lpips cuts `features` into slices but keeps numbers (slice2.4 is features.4)."""
-    own = trunk.state_dict()
-    trunk.load_state_dict({name: weights["features." + name.split(".", 1)[1]] for name in own})
