@@ -25,7 +25,7 @@ def projected_token_nats(x_BTW: Tensor, weight_VW: Tensor, tokens_BT: Tensor) ->
     """`token_nats` [B, T] of the logits `x_BTW @ weight_VW.T`, which are never all in memory if there are many.
 
     Beyond `WHOLE_LOGITS` they are made slice by slice, and once more for the gradient (Chen et al. 2016,
-    arXiv:1604.06174): a third more work for the projection, and memory for a few times `SLICE_LOGITS` instead of B * T * V.
+    arXiv:1604.06174): a third more work for the projection, memory for a few slices instead of a few times B * T * V.
     """
     num_codes = len(weight_VW)
     if tokens_BT.numel() * num_codes <= WHOLE_LOGITS:
