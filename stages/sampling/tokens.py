@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StageError
-from stages.models.priors.gpt import GPT, token_nats
+from stages.models.priors.cross_entropy import token_nats
+from stages.models.priors.gpt import GPT
 from stages.sampling.filters import LogitFilter
 from stages.sampling.noise import GumbelNoise
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.artifacts import Artifact
 from pipeline.config import ClusterConfig
@@ -17,8 +17,9 @@ from pipeline.errors import ConfigError
 from pipeline.runtime import Rank, Reporter
 from pipeline.storage import Folder
 from stages.data.order import Order
+from stages.models.dropout import sample_keys
 from stages.models.priors.configs import PriorDescription
-from stages.models.priors.gpt import GPT, token_nats
+from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import TokenCorpus
 from stages.training.checkpoints import Checkpoint, Checkpoints, reseed
 from stages.training.fabric import Fabric, accumulating, all_reduce_sum, autocast, open_fabric
@@ -28,7 +29,7 @@ from stages.training.prior_results import write_result
 from stages.training.prior_state import PriorState, out_of_patience
 from stages.training.schedules import warmup_constant, warmup_cosine
 from stages.training.session import Pace, Session
-from stages.training.token_data import Batch, TokenData, drawn_below, read_split
+from stages.training.token_data import Batch, TokenData, read_split
 
 # Shapes: B batch, C condition tokens, T image tokens, V codes.
 
@@ -69,6 +70,18 @@ def train_prior_loop(job: PriorJob, rank: Rank, reporter: Reporter) -> dict[str,
         return trainer.finish()
 
 
+class TokenNats(nn.Module):
+    """The prior as DDP wraps it: forward ends at the likelihoods [B, T], for the logits never exist all at once."""
+
+    def __init__(self, prior: GPT) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor) -> Tensor:
+        """Negative log-likelihood in nats, with everything that training adds at random."""
+        return self.prior.loss(condition_BC, tokens_BT, keys_B)[1]
+
+
 class PriorTrainer:
     """The steps of the loop, over one state."""
 
@@ -85,7 +98,8 @@ class PriorTrainer:
             session.reporter.warn("there are no validation tokens: the last weights are kept, patience has no effect")
         reseed(job.config.seed, 0, 0)  # the same weights on every rank
         model = GPT.build(self.description).to(fabric.device)
-        self.module = fabric.setup_module(torch.compile(model) if job.cluster.compile else model)
+        module = TokenNats(model)
+        self.module = fabric.setup_module(torch.compile(module) if job.cluster.compile else module)
         groups = model.optimizer_groups(job.config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=job.config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.state = PriorState(model, optimizer)
@@ -108,7 +122,6 @@ class PriorTrainer:
         """Train to the end, checkpointing on the way."""
         state = self.state
         while not self.ended():
-            reseed(self.config.seed, state.step, self.rank.rank)
             with self.pace.waiting_for_data():
                 batch = self.train.batch(
                     self.order, state.step, self.config.batch_size, self.rank.rank, self.rank.world
@@ -140,11 +153,11 @@ class PriorTrainer:
         parts = batch.split(micro_batch if isinstance(micro_batch, int) else None)
         state.optimizer.zero_grad()
         for number, part in enumerate(parts, start=1):
-            condition_BC, tokens_BT = self.inputs(part)
+            inputs = self.inputs(part)
             with accumulating(self.fabric, self.module, number < len(parts)):
                 with autocast(self.fabric, config.precision):
-                    logits_BTV = self.module(condition_BC, tokens_BT)
-                loss = token_nats(logits_BTV, tokens_BT).sum()
+                    nats_BT = self.module(*inputs)
+                loss = nats_BT.sum()
                 self.fabric.backward(loss * scale)
             nats += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_gradient or math.inf)
@@ -157,13 +170,11 @@ class PriorTrainer:
         self.pace.count(tokens)
         return norm
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Condition [B, C] and tokens [B, T] on the device; conditions are dropped by place in the order."""
-        vocabulary = self.state.model.vocabulary
-        condition_BC = vocabulary.condition(batch.labels_B)
-        dropped_B = drawn_below(self.config.model.condition_dropout, self.config.seed, batch.positions_B)
-        condition_BC = vocabulary.drop(condition_BC, torch.from_numpy(dropped_B))
-        return condition_BC.to(self.fabric.device), batch.tokens_BT.to(self.fabric.device)
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Condition [B, C], tokens [B, T] and keys [B] on the device."""
+        batch = batch.on(self.fabric.device)
+        condition_BC = self.state.model.vocabulary.condition(batch.labels_B)
+        return condition_BC, batch.tokens_BT, sample_keys(self.config.seed, batch.positions_B)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after `step` others."""
@@ -194,14 +205,12 @@ class PriorTrainer:
 
     def validate(self) -> Tensor:
         """Mean bits [T] of each token position over all validation rows, given their class; float64, on all ranks."""
-        model = self.state.model.eval()
+        model = self.state.model
         nats_T = torch.zeros(model.num_tokens, dtype=torch.float64, device=self.fabric.device)
         with torch.no_grad(), autocast(self.fabric, self.config.precision):
             for batch in self.val.sweep(VALIDATION_BATCH, self.rank.rank, self.rank.world):
-                tokens_BT = batch.tokens_BT.to(self.fabric.device)
-                condition_BC = model.vocabulary.condition(batch.labels_B).to(self.fabric.device)
-                nats_T += token_nats(model(condition_BC, tokens_BT), tokens_BT).double().sum(dim=0)
-        model.train()
+                condition_BC, tokens_BT, _ = self.inputs(batch)
+                nats_T += model.loss(condition_BC, tokens_BT)[1].double().sum(dim=0)
         return all_reduce_sum(self.fabric, nats_T) / len(self.val) / math.log(2)
 
     def take_validation(self, bits: float) -> None:

@@ -14,7 +14,7 @@ class PriorConfig(StrictModel):
     """How the prior learns the tokens."""
 
     model: GPTConfig = GPTConfig()
-    """The network. Its `condition_dropout` is drawn from the seed and a sequence's place in the order."""
+    """The network. What it draws at random in training follows from `seed` and a picture's place in the order."""
     steps: int = Field(default=600, ge=1)
     """Updates, unless `patience` ends training earlier. Raising it goes on from the last checkpoint."""
     batch_size: int = Field(default=32, ge=1)
@@ -41,7 +41,7 @@ class PriorConfig(StrictModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network. bf16 pays on GPUs, and on CPUs with AMX or AVX512-BF16; elsewhere it is far slower."""
     seed: int = Field(default=0, ge=0)
-    """Decides weights, order, dropout."""
+    """Decides weights, order, dropout, and which conditions and tokens training hides."""
 
     @model_validator(mode="after")
     def _schedule_rises_then_falls(self) -> PriorConfig:

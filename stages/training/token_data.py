@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,11 @@ from stages.models.vocabulary import TokenCorpus
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows: `labels_B` and `tokens_BT` are int64, `positions_B` their places in the order."""
+    """Some rows, all int64: `positions_B` are their places in the order."""
 
     labels_B: Tensor
     tokens_BT: Tensor
-    positions_B: np.ndarray
+    positions_B: Tensor
 
     def __len__(self) -> int:
         return len(self.labels_B)
@@ -38,6 +37,16 @@ class Batch:
             Batch(self.labels_B[i : i + step], self.tokens_BT[i : i + step], self.positions_B[i : i + step])
             for i in range(0, len(self), step)
         ]
+
+    def on(self, device: torch.device) -> Batch:
+        """The batch on a device; the copy to a GPU goes through pinned memory, and nobody waits for it."""
+        if device.type != "cuda":
+            return self
+        labels_B, tokens_BT, positions_B = (
+            values.pin_memory().to(device, non_blocking=True)
+            for values in (self.labels_B, self.tokens_BT, self.positions_B)
+        )
+        return Batch(labels_B, tokens_BT, positions_B)
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class TokenData:
         return np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
 
     def _rows(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
-        tokens = torch.from_numpy(self.tokens_NT[rows].astype(np.int64))
-        return Batch(torch.from_numpy(self.labels_N[rows].astype(np.int64)), tokens, positions)
+        columns = (self.labels_N[rows], self.tokens_NT[rows], positions)
+        return Batch(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
 
 
 def read_split(artifact: Artifact, corpus: TokenCorpus, split: str) -> TokenData:
@@ -126,21 +135,3 @@ def _check(table: TokenTable, name: str, corpus: TokenCorpus) -> None:
                 f"{name} holds {what} {values.max()}, tokens.json knows {limit} of them: "
                 "run --stages encode --force encode"
             )
-
-
-def drawn_below(share: float, seed: int, positions_B: np.ndarray) -> np.ndarray:
-    """Whether each position's uniform number, a pure function of (seed, position), lies below `share`; bool [B].
-
-    The numbers are splitmix64 (Steele, Lea & Flood 2014), as a counter-based generator.
-    """
-    with np.errstate(over="ignore"):
-        state = positions_B.astype(np.uint64) + np.uint64(1) + _mixed(np.uint64(seed % 2**64) ^ np.uint64(0x5EED))
-        bits = _mixed(state * np.uint64(0x9E3779B97F4A7C15))
-    drawn: np.ndarray = (bits >> np.uint64(11)) * 2.0**-53 < share
-    return drawn
-
-
-def _mixed(z: Any) -> Any:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

@@ -18,10 +18,13 @@ class GPTConfig(StrictModel):
     width: int = Field(default=320, gt=0)
     """Channels of the residual stream; the MLP is four times as wide."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of embedding and residual-branch values dropped in training. Attention weights are never dropped:
-    that would leave the fused attention kernel."""
+    """Share of embedding and residual-branch values dropped in training, to 1/256. Attention weights are never
+    dropped: that would leave the fused attention kernel."""
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of training sequences whose condition becomes the null class; guidance needs more than 0."""
+    pkeep: float = Field(default=1.0, ge=0, le=1)
+    """Share of input tokens that training keeps; the others become codes drawn uniformly, and the targets stay: the
+    prior learns to go on from draws that it should not have made (`pkeep` of taming-transformers)."""
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> GPTConfig:

@@ -12,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.models.dropout import SampleDropout, happens, random_words, replace_tokens
 from stages.models.priors.configs import GPTConfig, PriorDescription
+from stages.models.priors.cross_entropy import projected_token_nats
 from stages.models.vocabulary import Vocabulary
 
 # Shapes: B batch, C condition tokens, T image tokens, S positions fed at once, P positions cached, W width,
 # H heads, D width of a head, V codes.
+
+CONDITION_SITE, TOKEN_SITE, EMBEDDING_SITE, FIRST_BLOCK_SITE = range(4)
+"""Places that draw at random in training; each block has two, for its attention and its MLP."""
 
 
 @dataclass
@@ -62,18 +67,22 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then an MLP, each on a normalised copy of the residual stream (pre-LayerNorm)."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float, first_site: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, num_heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.attention_dropout = SampleDropout(dropout, first_site)
+        self.mlp_dropout = SampleDropout(dropout, first_site + 1)
 
-    def forward(self, x_BSW: Tensor, cache: LayerCache | None = None, start: int = 0) -> Tensor:
-        """[B, S, W] -> [B, S, W]."""
-        attended_BSW: Tensor = x_BSW + self.dropout(self.attention(self.attention_norm(x_BSW), cache, start))
-        out_BSW: Tensor = attended_BSW + self.dropout(self.mlp(self.mlp_norm(attended_BSW)))
+    def forward(
+        self, x_BSW: Tensor, keys_B: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
+        """[B, S, W] -> [B, S, W]; `keys_B` switches dropout on."""
+        attended_BSW = self.attention(self.attention_norm(x_BSW), cache, start)
+        x_BSW = x_BSW + self.attention_dropout(attended_BSW, keys_B)
+        out_BSW: Tensor = x_BSW + self.mlp_dropout(self.mlp(self.mlp_norm(x_BSW)), keys_B)
         return out_BSW
 
 
@@ -83,6 +92,9 @@ class GPT(nn.Module):
     The architecture of the transformer in "Taming Transformers for High-Resolution Image Synthesis" (Esser et al.,
     2021; minGPT): learned positions, pre-LayerNorm, GELU, weights from N(0, 0.02). Different here: one table with
     separate ranges for condition and image tokens, and a head over the codebook's range alone.
+
+    What training adds at random (dropped conditions, replaced input tokens, dropout) is a function of the samples'
+    keys (`dropout.sample_keys`) and happens where they are given, whether in `train` or `eval` mode.
     """
 
     def __init__(self, config: GPTConfig, *, vocabulary: Vocabulary, num_tokens: int) -> None:
@@ -94,29 +106,27 @@ class GPT(nn.Module):
         self.num_positions = vocabulary.condition_length + num_tokens - 1
         self.token_embedding = nn.Embedding(vocabulary.size, config.width)
         self.position_embedding_PW = nn.Parameter(torch.zeros(self.num_positions, config.width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = SampleDropout(config.dropout, EMBEDDING_SITE)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.dropout) for _ in range(config.num_layers)
+            Block(config.width, config.num_heads, config.dropout, FIRST_BLOCK_SITE + 2 * number)
+            for number in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, vocabulary.num_codes, bias=False)
         self.apply(_initialise)
 
-    def forward(self, condition_BC: Tensor, tokens_BT: Tensor) -> Tensor:
+    def forward(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of every image token given the condition and the image tokens before it.
 
-        `condition_BC` holds table tokens (`Vocabulary.condition`); training has already put the null class in place of
-        those it drops.
+        `condition_BC` holds table tokens (`Vocabulary.condition`).
         """
-        inputs_BS = torch.cat([condition_BC, tokens_BT[:, :-1]], dim=1)
-        x_BSW = self._embed(inputs_BS, 0)
-        for block in self.blocks:
-            x_BSW = block(x_BSW)
-        return self._logits(x_BSW[:, condition_BC.shape[1] - 1 :])
+        logits_BTV: Tensor = self.head(self._features(condition_BC, tokens_BT, keys_B))
+        return logits_BTV
 
-    def loss(self, condition_BC: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean negative log-likelihood in nats per image token, and its parts [B, T]."""
-        nats_BT = token_nats(self(condition_BC, tokens_BT), tokens_BT)
+    def loss(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood in nats per image token, and its parts [B, T]; logits never fill the memory."""
+        features_BTW = self._features(condition_BC, tokens_BT, keys_B)
+        nats_BT = projected_token_nats(features_BTW, self.head.weight, tokens_BT)
         return nats_BT.mean(), nats_BT
 
     def new_cache(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> Cache:
@@ -170,27 +180,41 @@ class GPT(nn.Module):
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         return model.to(device).eval()
 
+    def _features(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None) -> Tensor:
+        """What the head reads [B, T, W] to predict every image token."""
+        inputs_BT = tokens_BT
+        if keys_B is not None:
+            condition_BC, inputs_BT = self._corrupted(condition_BC, tokens_BT, keys_B)
+        x_BSW = self.dropout(self._embed(torch.cat([condition_BC, inputs_BT[:, :-1]], dim=1), 0), keys_B)
+        for block in self.blocks:
+            x_BSW = block(x_BSW, keys_B)
+        features_BTW: Tensor = self.norm(x_BSW[:, condition_BC.shape[1] - 1 :])
+        return features_BTW
+
+    def _corrupted(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs as training sees them: some conditions are the null class, some tokens are any code."""
+        config = self.config
+        if config.condition_dropout:
+            dropped_B = happens(random_words(keys_B, CONDITION_SITE, 1)[:, 0], config.condition_dropout)
+            condition_BC = self.vocabulary.drop(condition_BC, dropped_B)
+        if config.pkeep < 1:
+            tokens_BT = replace_tokens(
+                tokens_BT, keys_B, TOKEN_SITE, share=1 - config.pkeep, num_codes=self.vocabulary.num_codes
+            )
+        return condition_BC, tokens_BT
+
     def _embed(self, tokens_BS: Tensor, start: int) -> Tensor:
         positions_SW = self.position_embedding_PW[start : start + tokens_BS.shape[1]]
-        x_BSW: Tensor = self.dropout(self.token_embedding(tokens_BS) + positions_SW)
+        x_BSW: Tensor = self.token_embedding(tokens_BS) + positions_SW
         return x_BSW
 
     def _extend(self, tokens_BS: Tensor, start: int, cache: Cache) -> Tensor:
         """Feed tokens at positions start.. through the cached layers: logits [B, V] after the last one."""
         x_BSW = self._embed(tokens_BS, start)
         for block, layer_cache in zip(self.blocks, cache, strict=True):
-            x_BSW = block(x_BSW, layer_cache, start)
-        return self._logits(x_BSW[:, -1])
-
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.norm(x))
-        return logits
-
-
-def token_nats(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
-    """Negative log-likelihood [B, T] of the tokens in nats; float32 at least, whatever the logits are."""
-    logits = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
-    return F.cross_entropy(logits.flatten(0, 1), tokens_BT.flatten(), reduction="none").view(tokens_BT.shape)
+            x_BSW = block(x_BSW, cache=layer_cache, start=start)
+        logits_BV: Tensor = self.head(self.norm(x_BSW[:, -1]))
+        return logits_BV
 
 
 def _initialise(module: nn.Module) -> None:

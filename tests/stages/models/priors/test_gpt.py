@@ -3,24 +3,29 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
+from stages.models.dropout import random_words, sample_keys
+from stages.models.priors import cross_entropy
 from stages.models.priors.configs import GPTConfig, PriorDescription
-from stages.models.priors.gpt import GPT, token_nats
+from stages.models.priors.cross_entropy import token_nats
+from stages.models.priors.gpt import CONDITION_SITE, GPT, TOKEN_SITE
 from stages.models.vocabulary import TokenSpace, Vocabulary
 
 VOCABULARY = Vocabulary(num_codes=11, num_classes=3)
 NUM_TOKENS = 9
 
 
-def make_gpt(*, dropout: float = 0.0) -> GPT:
+def make_gpt(**settings: float) -> GPT:
     """A float64 model whose logits are far from uniform."""
     torch.manual_seed(0)
-    config = GPTConfig(num_layers=2, num_heads=2, width=16, dropout=dropout)
+    keys = {"dropout": 0.0, "condition_dropout": 0.0, **settings}
+    config = GPTConfig(num_layers=2, num_heads=2, width=16, **keys)  # type: ignore[arg-type]
     model = GPT(config, vocabulary=VOCABULARY, num_tokens=NUM_TOKENS).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -128,13 +133,6 @@ def test_loss_is_the_negative_log_likelihood_in_nats() -> None:
     assert mean.item() == pytest.approx(nats_BT.mean().item())
 
 
-def test_low_precision_logits_are_judged_in_float32() -> None:
-    logits_BTV = torch.randn(2, 3, 11, dtype=torch.bfloat16)
-    nats_BT = token_nats(logits_BTV, torch.zeros(2, 3, dtype=torch.long))
-    assert nats_BT.dtype == torch.float32
-    torch.testing.assert_close(nats_BT, -logits_BTV.float().log_softmax(-1)[:, :, 0])
-
-
 def test_every_parameter_learns() -> None:
     model = make_gpt()
     loss, _ = model.loss(*some_batch(40))
@@ -149,12 +147,66 @@ def test_an_untrained_model_is_nearly_uniform() -> None:
     assert loss.item() == pytest.approx(math.log(11), abs=0.02)
 
 
-def test_dropout_acts_in_training_only() -> None:
-    model = make_gpt(dropout=0.3)
-    batch = some_batch()
-    assert torch.equal(model(*batch), model(*batch))
-    model.train()
-    assert not torch.equal(model(*batch), model(*batch))
+def test_keys_alone_switch_on_what_training_adds() -> None:
+    noisy, quiet = make_gpt(dropout=0.3, pkeep=0.7, condition_dropout=0.5).train(), make_gpt()
+    batch, keys_B = some_batch(), sample_keys(0, torch.arange(5))
+    assert torch.equal(noisy(*batch), quiet(*batch))
+    assert torch.equal(quiet(*batch, keys_B), quiet(*batch))
+    assert torch.equal(noisy(*batch, keys_B), noisy.eval()(*batch, keys_B))
+    assert not torch.allclose(noisy(*batch, keys_B), quiet(*batch), atol=0.1)
+
+
+def test_dropout_equals_a_naive_network_with_the_same_masks() -> None:
+    """Each site has a mask of its own, on the embedding and on what the branches add."""
+    model, keys_B = make_gpt(dropout=0.3), sample_keys(5, torch.arange(5))
+    condition_BC, tokens_BT = some_batch()
+    dropouts = [model.dropout] + [d for b in model.blocks for d in (b.attention_dropout, b.mlp_dropout)]
+    assert len({dropout.site for dropout in dropouts} | {CONDITION_SITE, TOKEN_SITE}) == 7
+    factors = [dropout.mask(keys_B, torch.Size((NUM_TOKENS, 16))) / (179 / 256) for dropout in dropouts]
+
+    inputs_BS = torch.cat([condition_BC, tokens_BT[:, :-1]], dim=1)
+    x_BSW = (model.token_embedding(inputs_BS) + model.position_embedding_PW) * factors[0]
+    for number, block in enumerate(model.blocks):
+        x_BSW = x_BSW + block.attention(block.attention_norm(x_BSW)) * factors[1 + 2 * number]
+        x_BSW = x_BSW + block.mlp(block.mlp_norm(x_BSW)) * factors[2 + 2 * number]
+    expected_BTV = model.head(model.norm(x_BSW))
+
+    torch.testing.assert_close(model(condition_BC, tokens_BT, keys_B), expected_BTV, rtol=0, atol=1e-11)
+
+
+def test_replaced_tokens_change_what_is_read_but_not_what_is_asked_for() -> None:
+    """With pkeep 0 every input token is noise: the loss of the true tokens, read from random ones."""
+    model, keys_B = make_gpt(pkeep=0.0), sample_keys(5, torch.arange(40))
+    condition_BC, tokens_BT = some_batch(40)
+    _, nats_BT = model.loss(condition_BC, tokens_BT, keys_B)
+    words_BT = random_words(keys_B, TOKEN_SITE, NUM_TOKENS).numpy().view(np.uint64)
+    noise_BT = torch.from_numpy(((words_BT >> np.uint64(32)) * np.uint64(11) >> np.uint64(32)).astype(np.int64))
+    assert set(noise_BT.flatten().tolist()) == set(range(11))
+    expected_BT = token_nats(model(condition_BC, noise_BT), tokens_BT)
+    torch.testing.assert_close(nats_BT, expected_BT, rtol=0, atol=1e-12)
+
+
+def test_dropped_conditions_are_the_null_class() -> None:
+    model, keys_B = make_gpt(condition_dropout=0.4), sample_keys(5, torch.arange(200))
+    condition_BC, tokens_BT = torch.full((200, 1), 12), some_batch(200)[1]
+    given_BTV, noisy_BTV = model(condition_BC, tokens_BT), model(condition_BC, tokens_BT, keys_B)
+    null_BTV = model(VOCABULARY.null_condition(condition_BC), tokens_BT)
+    is_given_B, is_null_B = ((noisy_BTV == other_BTV).flatten(1).all(dim=1) for other_BTV in (given_BTV, null_BTV))
+    assert torch.equal(is_given_B, ~is_null_B)
+    assert is_null_B.double().mean().item() == pytest.approx(0.4, abs=0.12)
+
+
+def test_sliced_logits_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients() -> list[Tensor]:
+        model = make_gpt(dropout=0.2)
+        loss, nats_BT = model.loss(*some_batch(), sample_keys(0, torch.arange(5)))
+        loss.backward()
+        return [loss.detach(), nats_BT.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    whole = gradients()
+    monkeypatch.setattr(cross_entropy, "WHOLE_LOGITS", 0)
+    monkeypatch.setattr(cross_entropy, "SLICE_LOGITS", 7 * 11)
+    torch.testing.assert_close(gradients(), whole, rtol=1e-12, atol=1e-13)
 
 
 def test_only_weights_of_matrix_products_decay() -> None:
