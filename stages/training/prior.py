@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.artifacts import Artifact
 from pipeline.config import ClusterConfig
@@ -17,17 +18,25 @@ from pipeline.errors import ConfigError
 from pipeline.runtime import Rank, Reporter
 from pipeline.storage import Folder
 from stages.data.order import Order
-from stages.models.dropout import sample_keys
 from stages.models.priors.configs import PriorDescription
 from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import TokenCorpus
+from stages.training.activations import checkpoint_activations
 from stages.training.checkpoints import Checkpoint, Checkpoints, reseed
-from stages.training.fabric import Fabric, accumulating, all_reduce_sum, autocast, open_fabric
+from stages.training.fabric import (
+    Fabric,
+    all_reduce_sum,
+    autocast,
+    chosen_precision,
+    compiles,
+    open_fabric,
+)
 from stages.training.handover import hand_over
+from stages.training.micro_batch import decide_micro_batch
 from stages.training.prior_config import PriorConfig
 from stages.training.prior_results import write_result
 from stages.training.prior_state import PriorState, out_of_patience
-from stages.training.schedules import warmup_constant, warmup_cosine
+from stages.training.prior_step import PriorStep, TokenNats
 from stages.training.session import Pace, Session
 from stages.training.token_data import Batch, TokenData, read_split
 
@@ -70,18 +79,6 @@ def train_prior_loop(job: PriorJob, rank: Rank, reporter: Reporter) -> dict[str,
         return trainer.finish()
 
 
-class TokenNats(nn.Module):
-    """The prior as DDP wraps it: forward ends at the likelihoods [B, T], for the logits never exist all at once."""
-
-    def __init__(self, prior: GPT) -> None:
-        super().__init__()
-        self.prior = prior
-
-    def forward(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, with everything that training adds at random."""
-        return self.prior.loss(condition_BC, tokens_BT, keys_B)[1]
-
-
 class PriorTrainer:
     """The steps of the loop, over one state."""
 
@@ -98,12 +95,16 @@ class PriorTrainer:
             session.reporter.warn("there are no validation tokens: the last weights are kept, patience has no effect")
         reseed(job.config.seed, 0, 0)  # the same weights on every rank
         model = GPT.build(self.description).to(fabric.device)
-        module = TokenNats(model)
-        self.module = fabric.setup_module(torch.compile(module) if job.cluster.compile else module)
+        if job.cluster.activation_checkpointing:
+            checkpoint_activations(model)
+        module: Any = TokenNats(model)
+        module = fabric.setup_module(torch.compile(module) if compiles(fabric, job.cluster.compile) else module)
         groups = model.optimizer_groups(job.config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=job.config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.state = PriorState(model, optimizer)
         self.state.recent = self.state.recent.to(fabric.device)
+        whole_slice = -(-job.config.batch_size // rank.world)
+        self.step = PriorStep(job.config, fabric, rank, self.state, module, micro_batch=whole_slice)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, unless training would have ended before it."""
@@ -121,18 +122,33 @@ class PriorTrainer:
     def run(self) -> None:
         """Train to the end, checkpointing on the way."""
         state = self.state
+        self.fit_memory()
         while not self.ended():
             with self.pace.waiting_for_data():
-                batch = self.train.batch(
-                    self.order, state.step, self.config.batch_size, self.rank.rank, self.rank.world
-                )
-            gradient_norm = self.update(batch)
+                batch = self.batch(self.rank.rank)
+            gradient_norm = self.step.take(batch)
             state.step += 1
+            self.pace.count(self.config.batch_size * state.model.num_tokens)
             if state.step % self.config.record_every == 0:
                 self.record(gradient_norm)
             if state.step % self.config.validate_every == 0 and len(self.val):
                 self.take_validation(float(self.validate().mean()))
             self.session.after_step(state.step, self.dump, finished=self.ended())
+
+    def batch(self, rank: int) -> Batch:
+        """A rank's slice of the next global batch."""
+        return self.train.batch(self.order, self.state.step, self.config.batch_size, rank, self.rank.world)
+
+    def fit_memory(self) -> None:
+        """Decide how many pictures go through the network at once. Collective."""
+        largest = self.batch(self.rank.world - 1)  # the last rank's slice is never smaller than another's
+        self.step.micro_batch = decide_micro_batch(
+            self.cluster.micro_batch,
+            partial(self.step.try_out, largest),
+            slice_size=len(largest),
+            fabric=self.fabric,
+            announce=self.session.reporter.warn if self.rank.rank == 0 else lambda message: None,
+        )
 
     def dump(self) -> dict[str, Any]:
         """The state to save. Raises StageError rather than let a broken one be."""
@@ -143,49 +159,6 @@ class PriorTrainer:
         """Whether the steps are done or the patience is at its end."""
         return self.state.step >= self.config.steps or out_of_patience(self.state.validations, self.config.patience)
 
-    def update(self, batch: Batch) -> Tensor:
-        """One step of AdamW on this rank's slice of the global batch; returns the gradient's norm before clipping."""
-        state, config = self.state, self.config
-        # Sums over slices of any size, scaled so that DDP's mean over ranks is the mean over the global batch.
-        scale = self.rank.world / (config.batch_size * state.model.num_tokens)
-        nats = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
-        micro_batch = self.cluster.micro_batch
-        parts = batch.split(micro_batch if isinstance(micro_batch, int) else None)
-        state.optimizer.zero_grad()
-        for number, part in enumerate(parts, start=1):
-            inputs = self.inputs(part)
-            with accumulating(self.fabric, self.module, number < len(parts)):
-                with autocast(self.fabric, config.precision):
-                    nats_BT = self.module(*inputs)
-                loss = nats_BT.sum()
-                self.fabric.backward(loss * scale)
-            nats += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_gradient or math.inf)
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.learning_rate(state.step)
-        state.optimizer.step()
-        tokens = config.batch_size * state.model.num_tokens
-        nats = all_reduce_sum(self.fabric, nats) + 0.0 * norm  # a gradient that is not finite shows in the sum as well
-        state.recent += torch.stack([nats, nats.new_tensor(tokens)])
-        self.pace.count(tokens)
-        return norm
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Condition [B, C], tokens [B, T] and keys [B] on the device."""
-        batch = batch.on(self.fabric.device)
-        condition_BC = self.state.model.vocabulary.condition(batch.labels_B)
-        return condition_BC, batch.tokens_BT, sample_keys(self.config.seed, batch.positions_B)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the update after `step` others."""
-        config = self.config
-        if config.schedule_steps is None:
-            return config.learning_rate * warmup_constant(step, warmup_steps=config.warmup_steps)
-        floor = config.min_learning_rate / config.learning_rate
-        return config.learning_rate * warmup_cosine(
-            step, warmup_steps=config.warmup_steps, horizon=config.schedule_steps, floor=floor
-        )
-
     def record(self, gradient_norm: Tensor) -> None:
         """Add a row to the history and show the numbers."""
         state = self.state
@@ -193,7 +166,7 @@ class PriorTrainer:
         nats, tokens = state.recent.tolist()
         row = {
             "train/bits_per_token": nats / tokens / math.log(2),
-            "train/learning_rate": self.learning_rate(state.step - 1),
+            "train/learning_rate": self.step.learning_rate(state.step - 1),
             "train/gradient_norm": float(gradient_norm),
         }
         state.recent.zero_()
@@ -209,7 +182,7 @@ class PriorTrainer:
         nats_T = torch.zeros(model.num_tokens, dtype=torch.float64, device=self.fabric.device)
         with torch.no_grad(), autocast(self.fabric, self.config.precision):
             for batch in self.val.sweep(VALIDATION_BATCH, self.rank.rank, self.rank.world):
-                condition_BC, tokens_BT, _ = self.inputs(batch)
+                condition_BC, tokens_BT, _ = self.step.inputs(batch)
                 nats_T += model.loss(condition_BC, tokens_BT)[1].double().sum(dim=0)
         return all_reduce_sum(self.fabric, nats_T) / len(self.val) / math.log(2)
 
@@ -250,4 +223,10 @@ class PriorTrainer:
             )
             name = hand_over(self.folder, Path(scratch))
         metrics.update(steps=state.step, best_step=state.best[0] if state.best else state.step)
-        return {"result": name, "metrics": metrics, "notes": self.pace.overall("tokens")}
+        notes = {
+            **self.pace.overall("tokens"),
+            "micro_batch": self.step.micro_batch,
+            "precision": chosen_precision(self.fabric, self.config.precision),
+            "compiled": compiles(self.fabric, self.cluster.compile),
+        }
+        return {"result": name, "metrics": metrics, "notes": notes}

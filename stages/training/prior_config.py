@@ -38,8 +38,9 @@ class PriorConfig(StrictModel):
     """Updates between rows of the history; each averages over the updates since the row before."""
     patience: int | None = Field(default=5, ge=1)
     """Validations in a row without a new best after which training ends. Null: only `steps` ends it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the network. bf16 pays on GPUs, and on CPUs with AMX or AVX512-BF16; elsewhere it is far slower."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network. `auto`: bf16 on GPUs, fp32 on CPUs, of which only those with AMX or AVX512-BF16 gain
+    by bf16. The artifact's notes say which was used."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, order, dropout, and which conditions and tokens training hides."""
 

@@ -8,7 +8,6 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,25 +180,16 @@ def noisy_job(place: Path, tokens: Artifact, micro_batch: int | None = None) -> 
     return job_at(place, tokens, cluster, model=model, batch_size=7, clip_gradient=None)
 
 
-@contextmanager
-def float64_by_default() -> Iterator[None]:
-    """Fabric's 64-true hands a module's outputs over in torch's default type."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def _gradients_on_rank(rank: Rank, job: PriorJob) -> dict[str, np.ndarray]:
     """Gradients of one update in float64, early in the training and in the middle of an epoch."""
-    with float64_by_default(), open_fabric(rank, precision="64-true") as fabric:
+    with open_fabric(rank, precision="64-true") as fabric:
         train, val = (read_split(job.tokens, job.corpus, split) for split in ("train", "val"))
         checkpoints = Checkpoints(job.folder, rank.attempt)
         session = Session(fabric, rank, RecordingReporter(), checkpoints, steps=1, checkpoint_every=1)
         trainer = PriorTrainer(job, fabric, rank, session, train, val)
         trainer.state.step = 5
-        trainer.update(trainer.train.batch(trainer.order, 5, job.config.batch_size, rank.rank, rank.world))
+        trainer.fit_memory()
+        trainer.step.take(trainer.batch(rank.rank))
         return {name: value.grad.numpy().copy() for name, value in trainer.state.model.named_parameters()}
 
 
