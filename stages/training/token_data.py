@@ -87,22 +87,24 @@ def read_split(artifact: Artifact, corpus: TokenCorpus, split: str) -> TokenData
     Raises:
         DataError: a table was made by another tokenizer, or does not hold what `tokens.json` says.
     """
-    tables: list[TokenTable] = []
+    labels: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []  # of a table no more than this is kept: its keys and captions take more memory
     for unit, entry in artifact.unit_files(".parquet"):
         if unit.name.startswith(f"{split}-"):
             table = read_tokens(artifact.local(entry.path))
             _check(table, entry.path, corpus)
-            tables.append(table)
+            labels.append(table.labels)
+            tokens.append(table.tokens_NT)
     expected = corpus.num_train if split == "train" else corpus.num_val
-    counts = tuple(len(table) for table in tables)
+    counts = tuple(map(len, labels))
     if sum(counts) != expected:
         raise DataError(
             f"tokens.json promises {expected} {split} rows, the tables hold {sum(counts)}: "
             "run --stages encode --force encode"
         )
     return TokenData(
-        labels_N=_joined([table.labels for table in tables], (0,)),
-        tokens_NT=_joined([table.tokens_NT for table in tables], (0, corpus.num_tokens)),
+        labels_N=_joined(labels, (0,)),
+        tokens_NT=_joined(tokens, (0, corpus.num_tokens)),
         counts=counts,
     )
 
