@@ -19,6 +19,8 @@ from stages.models.layers.eager import runs_eagerly_on_cpu
 TILE, WINDOW = 4, 6
 FEWEST_TILES = 64
 """Below this the weights, four times as large once transformed, are transformed for too few tiles."""
+CACHED_BYTES = 2 * 2**20
+"""Of transformed windows at a time; with whole batches of 32 pictures nothing was gained."""
 FORWARD_CHANNELS, GRADIENT_CHANNELS = 128, 64
 """Fewest channels on both sides with which it is faster: for outputs and gradients of inputs, and of weights."""
 
@@ -83,27 +85,42 @@ def convolve(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     batch, channels_in, height, width = x_BCHW.shape
     channels_out = len(weight)
     filters_FCD = (matrices.filters @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels_in, channels_out)
-    products_FTD = torch.bmm(_transformed(x_BCHW).transpose(0, 1), filters_FCD)
-    tiles = torch.matmul(matrices.outputs, products_FTD.transpose(0, 1))
-    if bias is not None:
-        tiles += bias
-    rows, columns = height // TILE, width // TILE
     # A copy of its own: what comes next may be in place, which autograd refuses on a view.
     y_BDHW = torch.empty((batch, channels_out, height, width), dtype=x_BCHW.dtype, memory_format=torch.channels_last)
-    places = y_BDHW.permute(0, 2, 3, 1).view(batch, rows, TILE, columns, TILE, channels_out)
-    places.copy_(tiles.view(batch, rows, columns, TILE, TILE, channels_out).transpose(2, 3))
+    for part in _parts(x_BCHW):
+        products_FTD = torch.bmm(_transformed(x_BCHW[part]).transpose(0, 1), filters_FCD)
+        tiles = torch.matmul(matrices.outputs, products_FTD.transpose(0, 1))
+        if bias is not None:
+            tiles += bias
+        _tiles(y_BDHW[part]).copy_(tiles.view(-1, height // TILE, width // TILE, TILE, TILE, channels_out))
     return y_BDHW
 
 
 def weight_gradient(x_BCHW: Tensor, grad_BDHW: Tensor) -> Tensor:
-    """The gradient with respect to weight[D, C, 3, 3], given that with respect to the output."""
+    """The gradient with respect to weight[D, C, 3, 3], given that of the output in channels-last layout."""
     matrices = _MATRICES[x_BCHW.dtype]
-    batch, channels_out, height, width = grad_BDHW.shape
-    tiles = grad_BDHW.permute(0, 2, 3, 1).view(batch, height // TILE, TILE, width // TILE, TILE, channels_out)
-    grads_TFD = torch.matmul(matrices.outputs.t(), tiles.transpose(2, 3).reshape(-1, TILE**2, channels_out))
-    filters_FCD = torch.bmm(_transformed(x_BCHW).permute(1, 2, 0), grads_TFD.transpose(0, 1))
-    weight_9CD = (matrices.filters.t() @ filters_FCD.flatten(1)).view(3, 3, *filters_FCD.shape[1:])
+    channels_in, channels_out = x_BCHW.shape[1], grad_BDHW.shape[1]
+    filters_FCD = x_BCHW.new_zeros(WINDOW**2, channels_in, channels_out)
+    for part in _parts(x_BCHW):
+        tiles = _tiles(grad_BDHW[part]).reshape(-1, TILE**2, channels_out)
+        grads_TFD = torch.matmul(matrices.outputs.t(), tiles)
+        filters_FCD.baddbmm_(_transformed(x_BCHW[part]).permute(1, 2, 0), grads_TFD.transpose(0, 1))
+    weight_9CD = (matrices.filters.t() @ filters_FCD.flatten(1)).view(3, 3, channels_in, channels_out)
     return weight_9CD.permute(3, 2, 0, 1)
+
+
+def _parts(x_BCHW: Tensor) -> list[slice]:
+    """The batch in parts whose windows stay in a cache."""
+    tiles = x_BCHW.shape[2] * x_BCHW.shape[3] // TILE**2
+    pictures = max(1, CACHED_BYTES // (tiles * WINDOW**2 * x_BCHW.shape[1] * x_BCHW.element_size()))
+    return [slice(start, start + pictures) for start in range(0, len(x_BCHW), pictures)]
+
+
+def _tiles(y_BDHW: Tensor) -> Tensor:
+    """A view of a map in channels-last layout as its 4x4 tiles: [B, H/4, W/4, 4, 4, D]."""
+    batch, channels, height, width = y_BDHW.shape
+    rows_and_columns = (batch, height // TILE, TILE, width // TILE, TILE, channels)
+    return y_BDHW.permute(0, 2, 3, 1).view(rows_and_columns).transpose(2, 3)
 
 
 def _transformed(x_BCHW: Tensor) -> Tensor:

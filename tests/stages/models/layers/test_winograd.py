@@ -57,6 +57,15 @@ def test_what_follows_may_change_its_output_in_place() -> None:
         assert torch.equal(actual, expected)
 
 
+def test_a_batch_taken_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x_BCHW = Conv3x3(128, 128).double(), drawn(5, 128, 16, 16)
+    whole = gradients(layer, x_BCHW)
+    for size in (1, 2 * 16 * 36 * 128 * 8):  # a picture at a time, and two
+        monkeypatch.setattr("stages.models.layers.winograd.CACHED_BYTES", size)
+        for actual, expected in zip(gradients(layer, x_BCHW), whole, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
 def gradients(layer: nn.Module, x_BCHW: Tensor) -> list[Tensor]:
     leaf = x_BCHW.clone().requires_grad_()
     y_BDHW = layer(leaf)
