@@ -174,13 +174,27 @@ def image_dimensions(data: bytes) -> tuple[int, int]:
     return _open(data).size
 
 
-def to_model_range(images_BHWC: np.ndarray | torch.Tensor, *, channels_last: bool = False) -> torch.Tensor:
-    """Turn uint8 [B, H, W, C] into float32 [B, C, H, W] in [-1, 1], contiguous or (0.6 of the time) channels last."""
+def to_model_range(images_BHWC: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Turn uint8 [B, H, W, C] into contiguous float32 [B, C, H, W] in [-1, 1]."""
     import torch
 
     images = torch.from_numpy(images_BHWC) if isinstance(images_BHWC, np.ndarray) else images_BHWC
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1.0)
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+
+
+def to_model_range_channels_last(images_BHWC: np.ndarray) -> torch.Tensor:
+    """Turn uint8 [B, H, W, C] into the same float32 [B, C, H, W], channels last in memory, on one thread.
+
+    Beside processes that decode on all cores torch's threads wait for one another: with two cores it took twice as
+    long. One picture at a time stays in the processor's cache.
+    """
+    import torch
+
+    x_BHWC = np.empty(images_BHWC.shape, dtype=np.float32)
+    for image_HWC, x_HWC in zip(images_BHWC, x_BHWC, strict=True):
+        np.divide(image_HWC, np.float32(127.5), out=x_HWC)
+        np.subtract(x_HWC, np.float32(1.0), out=x_HWC)
+    return torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)
 
 
 def to_uint8(x_BCHW: torch.Tensor) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import DataError
-from stages.data.images import Rejected, decode_image, to_model_range
+from stages.data.images import Rejected, decode_image, to_model_range_channels_last
 from stages.data.order import Order
 from stages.data.shards import Shard, ShardReader
 
@@ -76,7 +76,7 @@ class ImageStream:
             batches = (self.pictures(step) for step in itertools.count(self.start_step))
         else:
             batches = self._batches_of_processes()
-        return (to_model_range(pictures_BHWC, channels_last=True) for pictures_BHWC in batches)
+        return (to_model_range_channels_last(pictures_BHWC.numpy()) for pictures_BHWC in batches)
 
     def _batches_of_processes(self) -> Iterator[torch.Tensor]:
         """Batches as bytes through shared memory, a quarter of what they are as floats.

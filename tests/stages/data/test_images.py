@@ -21,6 +21,7 @@ from stages.data.images import (
     image_extension,
     prepare,
     to_model_range,
+    to_model_range_channels_last,
     to_uint8,
 )
 from tests.stages.data.hostile import KEPT, REJECTED, encoded, png_header, write_hostile_folder
@@ -198,12 +199,12 @@ def test_a_stored_jpeg_that_is_cut_short_is_rejected(channels: int) -> None:
 
 
 def test_channels_last_is_another_layout_of_the_same_values() -> None:
-    images_BHWC = np.random.default_rng(1).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    images_BHWC = np.arange(512).astype(np.uint8).reshape(2, 16, 16, 1).repeat(3, axis=3)
     expected_BCHW = (images_BHWC.astype(np.float64) / 127.5 - 1).transpose(0, 3, 1, 2)
-    x_BCHW, last_BCHW = to_model_range(images_BHWC), to_model_range(images_BHWC, channels_last=True)
-    assert last_BCHW.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_allclose(x_BCHW.numpy(), expected_BCHW, atol=1e-7)
-    assert torch.equal(x_BCHW, last_BCHW)
+    last_BCHW = to_model_range_channels_last(images_BHWC)
+    assert last_BCHW.dtype == torch.float32 and last_BCHW.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(last_BCHW.numpy(), expected_BCHW, atol=1e-7)
+    assert torch.equal(last_BCHW, to_model_range(images_BHWC))
 
 
 def test_model_range_and_back_is_exact() -> None:
