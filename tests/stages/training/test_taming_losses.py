@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import sys
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from stages.models.losses.discriminator import discriminator_loss
 from stages.training.fabric import open_fabric
+from tests import peers
 from tests.stages.training.gangs import rank_of
 from tests.stages.training.steps import Blur, batch_of, build, config_of, worst_difference
 
@@ -28,12 +27,11 @@ class StandIn(nn.Module):
         return Blur()(x_BCHW, x_hat_BCHW).view(-1, 1, 1, 1)
 
 
-@pytest.fixture(scope="module")
-def taming() -> Any:
-    lpips = ModuleType("taming.modules.losses.lpips")
-    lpips.LPIPS = StandIn  # type: ignore[attr-defined]
-    with patch.dict(sys.modules, {lpips.__name__: lpips}):
-        return importlib.import_module("taming.modules.losses.vqperceptual")
+@pytest.fixture
+def taming() -> Iterator[Any]:
+    module = peers.taming("modules.losses.vqperceptual")
+    with patch.object(module, "LPIPS", StandIn):
+        yield module
 
 
 def test_the_discriminator_s_losses_are_theirs(taming: Any) -> None:
