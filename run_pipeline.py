@@ -39,12 +39,12 @@ class Config(StrictModel):
 def build(config: Config) -> list[Stage]:
     """Write out the graph of stages, in the order in which they run. Bump a version when its work changes meaning."""
     pictures = Source("pictures", partial(list_source, config.shard.source))
-    shards = Stage("shard", shard, config.shard, {"source": pictures}, version=1)
+    shards = Stage("shard", shard, config.shard, {"source": pictures}, version=2)
     keep = config.tokenizer.policy == "keep"
-    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=1, keep=keep)
-    tokens = Stage("encode", encode, config.encode, {"shards": shards, "tokenizer": tokenizer}, version=1)
-    prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=1)
-    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=1)
+    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=2, keep=keep)
+    tokens = Stage("encode", encode, config.encode, {"shards": shards, "tokenizer": tokenizer}, version=2)
+    prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=2)
+    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=2)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     return [shards, tokenizer, tokens, prior, samples, Stage("evaluate", evaluate, config.evaluate, judged, version=2)]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "ShardConfig", "list_source", "shard"]
 
-VERSION = 1
+VERSION = 2
 """Bump when equal configs and pictures no longer give equal bytes."""
 
 REJECTS = "rejects.jsonl"
