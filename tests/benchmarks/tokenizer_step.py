@@ -207,6 +207,7 @@ def interleaved(
             for _ in range(steps):
                 run()
             times[name].append((time.perf_counter() - started) / steps)
+            print(f"{name:12} {times[name][-1]:8.3f} s/step", flush=True)
     return times
 
 
