@@ -231,12 +231,13 @@ def rate(epochs: Epochs) -> float:
 
 
 def look(batches: Iterator[Any]) -> list[list[float]]:
-    """The mean of every picture's channels in an epoch without augmentation, sorted: each picture once, and whole."""
+    """The means of every picture's channels in an epoch without augmentation, each channel sorted by itself."""
     means = []
     for x_BCHW in batches:
         assert x_BCHW.shape[1:] == (3, SIDE, SIDE) and str(x_BCHW.dtype) == "torch.float32"
         means += x_BCHW.mean(dim=(2, 3)).tolist()
-    return sorted(means)
+    sorted_means: list[list[float]] = np.sort(means, axis=0).tolist()  # as rows, near ties would change places
+    return sorted_means
 
 
 if __name__ == "__main__":
