@@ -142,8 +142,9 @@ def _encode_batch(model: Any, config: EncodeConfig, device: str, images_BHWC: np
     import torch
 
     from stages.data.images import to_model_range
+    from stages.models.cpu import prepare_cpu
 
-    torch.set_num_threads(config.threads)
+    prepare_cpu(config.threads)
     low_precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16")
     with torch.inference_mode(), low_precision:
         indices_BHW = model.encode(to_model_range(images_BHWC).to(device))

@@ -121,14 +121,13 @@ def load_generator(config: SampleConfig, tokenizer_folder: Path, prior_folder: P
 
 def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Path) -> dict[str, Any]:
     """Write the unit's pictures as a shard and its table as NAME.parquet; count samples and sum log-likelihoods."""
-    import torch
-
     from stages.data.images import encode_image
     from stages.data.shards import Sample, write_shard
     from stages.data.tables import write_table
+    from stages.models.cpu import prepare_cpu
     from stages.sampling.filters import LogitFilter
 
-    torch.set_num_threads(config.threads)
+    prepare_cpu(config.threads)
     classes, first = unit.recipe["classes"], unit.recipe["first_id"]
     ids = list(range(first, first + unit.recipe["count"]))
     drawn = generator.generate(

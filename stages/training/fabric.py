@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import StageError
 from pipeline.runtime import Rank
+from stages.models.cpu import prepare_cpu
 
 __all__ = [
     "Fabric",
@@ -207,7 +208,7 @@ def _pinned(rank: Rank, device: torch.device, dtype: torch.dtype) -> Iterator[No
     kernels: Any = torch.utils.deterministic  # its stub lacks the switch
     filling = kernels.fill_uninitialized_memory
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else a banner for each process group
-    torch.set_num_threads(rank.threads)
+    prepare_cpu(rank.threads)
     torch.set_default_dtype(dtype)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

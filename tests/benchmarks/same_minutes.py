@@ -34,9 +34,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from stages.metrics.distances import PictureSet, kid
-from stages.metrics.reconstruction import picture_psnr
-
 from pipeline.artifacts import Artifact
 from pipeline.config import ClusterConfig, load_config
 from pipeline.runner import run_stage
@@ -46,7 +43,10 @@ from run_pipeline import Config, build
 from stages.data.images import to_model_range
 from stages.data.loader import load_all
 from stages.data.shards import open_split
+from stages.metrics.kernel_distance import kid
+from stages.metrics.picture_set import PictureSet
 from stages.models.efficientnet_lite0 import load_efficientnet_lite0
+from stages.models.fidelity import picture_psnr
 from stages.models.losses.configs import LossConfig
 from stages.models.losses.perceptual import build_perceptual
 from stages.models.tokenizer import Tokenizer

@@ -34,11 +34,12 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
+        self._filters = _Filters()
 
     def forward(self, input: Tensor) -> Tensor:
         """x_BCHW to y_BDHW."""
         if _worthwhile(input, self.weight):
-            y_BDHW: Tensor = _Convolution.apply(input, self.weight, self.bias)
+            y_BDHW: Tensor = _Convolution.apply(input, self.weight, self.bias, self._filters)
             return y_BDHW
         return super().forward(input)
 
@@ -54,37 +55,71 @@ def _worthwhile(x_BCHW: Tensor, weight: Tensor) -> bool:
     )
 
 
+class _Filters:
+    """A weight's transformed filters [F, C, D]; those of a frozen weight are kept, as they are until it changes."""
+
+    def __init__(self) -> None:
+        self._state: object = None
+        self._kept: dict[bool, Tensor] = {}
+
+    def of(self, weight: Tensor, *, backward: bool) -> Tensor:
+        """For weight[D, C, 3, 3]; `backward` is the convolution that gives the gradient of the input: [F, D, C]."""
+        if weight.requires_grad or weight.is_inference():
+            return _transformed_filters(_turned(weight) if backward else weight)
+        state = weight.data_ptr(), weight._version
+        if state != self._state:
+            self._state, self._kept = state, {}
+        if backward not in self._kept:
+            self._kept[backward] = _transformed_filters(_turned(weight) if backward else weight)
+        return self._kept[backward]
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, filters: _Filters) -> Tensor:
         ctx.save_for_backward(x_BCHW, weight)
-        ctx.has_bias = bias is not None
-        return _convolve(x_BCHW, weight, bias)
+        ctx.filters, ctx.has_bias = filters, bias is not None
+        if min(weight.shape[:2]) < FORWARD_CHANNELS:
+            return _plain(x_BCHW, weight, bias)
+        return convolve(x_BCHW, filters.of(weight, backward=False), bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_BDHW: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         grad_BDHW = grad_BDHW.contiguous(memory_format=torch.channels_last)
-        grad_x = _convolve(grad_BDHW, weight.flip(2, 3).transpose(0, 1), None) if wants_x else None
+        grad_x = None
+        if wants_x and min(weight.shape[:2]) < FORWARD_CHANNELS:
+            grad_x = _plain(grad_BDHW, _turned(weight), None)
+        elif wants_x:
+            grad_x = convolve(grad_BDHW, ctx.filters.of(weight, backward=True))
         grad_weight = weight_gradient(x_BCHW, grad_BDHW) if wants_weight else None
         grad_bias = grad_BDHW.sum(dim=(0, 2, 3)) if ctx.has_bias and wants_bias else None
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
 
 
-def _convolve(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if min(weight.shape[:2]) < FORWARD_CHANNELS:
-        return F.conv2d(x_BCHW, weight.contiguous(memory_format=torch.channels_last), bias, padding=1)
-    return convolve(x_BCHW, weight, bias)
+def _plain(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x_BCHW, weight.contiguous(memory_format=torch.channels_last), bias, padding=1)
 
 
-def convolve(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The convolution with weight[D, C, 3, 3], padded by 1: y_BDHW in channels-last layout. Not differentiable."""
+def _turned(weight: Tensor) -> Tensor:
+    """The weight [C, D, 3, 3] with which a convolution of the output's gradient gives the input's."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def _transformed_filters(weight: Tensor) -> Tensor:
+    """filters_FCD of weight[D, C, 3, 3]."""
+    channels_out, channels_in = weight.shape[:2]
+    weight_9CD = weight.permute(2, 3, 1, 0).reshape(9, -1)
+    return (_MATRICES[weight.dtype].filters @ weight_9CD).view(-1, channels_in, channels_out)
+
+
+def convolve(x_BCHW: Tensor, filters_FCD: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution padded by 1: y_BDHW in channels-last layout. Not differentiable."""
     matrices = _MATRICES[x_BCHW.dtype]
-    batch, channels_in, height, width = x_BCHW.shape
-    channels_out = len(weight)
-    filters_FCD = (matrices.filters @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels_in, channels_out)
+    batch, _, height, width = x_BCHW.shape
+    channels_out = filters_FCD.shape[2]
     # A copy of its own: what comes next may be in place, which autograd refuses on a view.
     y_BDHW = torch.empty((batch, channels_out, height, width), dtype=x_BCHW.dtype, memory_format=torch.channels_last)
     for part in _parts(x_BCHW):
@@ -100,11 +135,12 @@ def weight_gradient(x_BCHW: Tensor, grad_BDHW: Tensor) -> Tensor:
     """The gradient with respect to weight[D, C, 3, 3], given that of the output in channels-last layout."""
     matrices = _MATRICES[x_BCHW.dtype]
     channels_in, channels_out = x_BCHW.shape[1], grad_BDHW.shape[1]
-    filters_FCD = x_BCHW.new_zeros(WINDOW**2, channels_in, channels_out)
-    for part in _parts(x_BCHW):
+    filters_FCD = x_BCHW.new_empty(WINDOW**2, channels_in, channels_out)
+    for number, part in enumerate(_parts(x_BCHW)):
         tiles = _tiles(grad_BDHW[part]).reshape(-1, TILE**2, channels_out)
         grads_TFD = torch.matmul(matrices.outputs.t(), tiles)
-        filters_FCD.baddbmm_(_transformed(x_BCHW[part]).permute(1, 2, 0), grads_TFD.transpose(0, 1))
+        windows_FCT = _transformed(x_BCHW[part]).permute(1, 2, 0)
+        filters_FCD.baddbmm_(windows_FCT, grads_TFD.transpose(0, 1), beta=min(number, 1))
     weight_9CD = (matrices.filters.t() @ filters_FCD.flatten(1)).view(3, 3, channels_in, channels_out)
     return weight_9CD.permute(3, 2, 0, 1)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.layers.winograd import Conv3x3, convolve, weight_gradient
+from stages.models.layers.winograd import Conv3x3, _transformed_filters, convolve, weight_gradient
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -29,7 +29,9 @@ def test_it_is_the_convolution_and_the_gradient_of_its_weights(
     (expected,) = torch.autograd.grad(expected_BDHW, weight, grad_BDHW)
 
     with torch.no_grad():
-        torch.testing.assert_close(convolve(x_BCHW, weight, bias), expected_BDHW, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            convolve(x_BCHW, _transformed_filters(weight), bias), expected_BDHW, rtol=1e-11, atol=1e-12
+        )
         actual = weight_gradient(x_BCHW, grad_BDHW.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
 
@@ -55,6 +57,40 @@ def test_what_follows_may_change_its_output_in_place() -> None:
     in_place, apart = (nn.Sequential(layer, nn.ReLU(inplace=inplace)) for inplace in (True, False))
     for actual, expected in zip(gradients(in_place, x_BCHW), gradients(apart, x_BCHW), strict=True):
         assert torch.equal(actual, expected)
+
+
+def test_a_frozen_weight_is_transformed_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(weight: Tensor) -> Tensor:
+        made.append(weight)
+        return _transformed_filters(weight)
+
+    monkeypatch.setattr("stages.models.layers.winograd._transformed_filters", counted)
+    torch.manual_seed(0)
+    layer = Conv3x3(128, 128).double().requires_grad_(False)
+    x_BCHW = drawn(4, 128, 16, 16).requires_grad_()
+
+    def check() -> None:
+        for convolution in (layer, nn.Conv2d.forward.__get__(layer)):
+            y_BDHW = convolution(x_BCHW)
+            results.append((y_BDHW.detach(), *torch.autograd.grad(y_BDHW.square().sum(), x_BCHW)))
+        torch.testing.assert_close(results[-2], results[-1], rtol=1e-9, atol=1e-9)
+
+    results: list[tuple[Tensor, ...]] = []
+    check()
+    check()
+    assert len(made) == 2  # forward and backward
+    layer.state_dict()["weight"].mul_(2)  # as averages of weights are updated
+    check()
+    assert len(made) == 4
+    layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
+    check()
+    assert len(made) == 6
+    layer.requires_grad_()
+    check()
+    check()
+    assert len(made) == 10
 
 
 def test_a_batch_taken_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
