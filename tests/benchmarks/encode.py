@@ -8,7 +8,8 @@ threads as there are cores, equal batches and weights; pictures are windows of s
   reading, hashing and decoding PNG, the network, writing, syncing. Shards of 250, so the last batch of each is padded.
 - `bare loop`: our encoder and nearest code on full batches that lie in memory as float tensors.
 - `taming`: its ImagePaths over the same pictures as PNG files, a DataLoader with two processes, `VQModel.encode`, and
-  one `numpy.save`; the model is loaded before the clock starts.
+  one `numpy.save`; the model is loaded before the clock starts. It has a process of its own, for the stage's keeps
+  freed memory.
 Imports and process start-up are left out. Rounds are interleaved, medians count. The last line is a JSON object:
 `ratio_vs_bare_loop` and `ratio_vs_taming` are the stage's pictures a second over theirs.
 """
@@ -48,6 +49,7 @@ from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, ReferenceBackboneConfig, TokenizerModelConfig
 from stages.shard import ShardConfig, shard
 from tests import peers
+from tests.benchmarks.support.contestants import Contestant
 
 SIZE = 64
 PER_SHARD = 250
@@ -86,20 +88,7 @@ def main() -> None:
     torch.set_num_threads(available_cores())
     with tempfile.TemporaryDirectory() as folder:
         bench = prepare(Path(folder), arguments.pictures, arguments.batch)
-        theirs = taming_encoder(bench)
-        contestants: dict[str, Callable[[int], Any]] = {
-            "stage": partial(run_encode_stage, bench),
-            "bare loop": bare_loop(bench),
-            "taming": lambda number: theirs(),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
-        results: dict[str, Any] = {}
-        for number in range(arguments.rounds):
-            for name, run in contestants.items():
-                started = time.perf_counter()
-                pictures, results[name] = run(number)
-                rates[name].append(pictures / (time.perf_counter() - started))
-                print(f"round {number + 1}  {name:10} {rates[name][-1]:7.1f} pictures/s", flush=True)
+        rates, results = take_turns(bench, arguments.rounds)
         equal = agreement(bench, results["stage"], results["taming"])
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"\n{'':12}pictures/s (median of {arguments.rounds})")
@@ -116,6 +105,36 @@ def main() -> None:
         "tokens_equal": round(equal, 5),
     }
     print(json.dumps(figures))
+
+
+def take_turns(bench: Bench, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Pictures a second of each contestant in every round, and the last results."""
+    bare = bare_loop(bench)
+    rates: dict[str, list[float]] = {"stage": [], "bare loop": [], "taming": []}
+    results: dict[str, Any] = {}
+    with Contestant(taming_encoder, bench) as theirs:
+        contestants: dict[str, Callable[[int], tuple[float, tuple[int, Any]]]] = {
+            "stage": timed(partial(run_encode_stage, bench)),
+            "bare loop": timed(bare),
+            "taming": theirs,
+        }
+        for number in range(rounds):
+            for name, run in contestants.items():
+                seconds, (pictures, results[name]) = run(number)
+                rates[name].append(pictures / seconds)
+                print(f"round {number + 1}  {name:10} {rates[name][-1]:7.1f} pictures/s", flush=True)
+    return rates, results
+
+
+def timed(run: Callable[[int], Any]) -> Callable[[int], tuple[float, Any]]:
+    """The same in this process, as a Contestant answers: seconds and result."""
+
+    def call(number: int) -> tuple[float, Any]:
+        started = time.perf_counter()
+        result = run(number)
+        return time.perf_counter() - started, result
+
+    return call
 
 
 def prepare(folder: Path, count: int, batch: int) -> Bench:
@@ -186,14 +205,17 @@ def bare_loop(bench: Bench) -> Callable[[int], tuple[int, None]]:
     return run
 
 
-def taming_encoder(bench: Bench) -> Callable[[], tuple[int, np.ndarray]]:
+def taming_encoder(bench: Bench) -> Callable[[int], tuple[int, np.ndarray]]:
     """taming's encode over its own data set, and what a user keeps of it: an array of tokens in a file."""
+    torch.set_num_threads(available_cores())
     model = peers.taming_vqgan(MODEL, image_size=SIZE, disc_start=0).eval()
     peers.copy_weights(model, bench.model)
     dataset = peers.taming("data.base").ImagePaths(paths=bench.paths)
 
-    def run() -> tuple[int, np.ndarray]:
-        loader = torch.utils.data.DataLoader(dataset, batch_size=bench.batch, num_workers=LOADER_PROCESSES)
+    def run(number: int) -> tuple[int, np.ndarray]:
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=bench.batch, num_workers=LOADER_PROCESSES, multiprocessing_context="fork"
+        )
         tokens = []
         with torch.no_grad():
             for batch in loader:

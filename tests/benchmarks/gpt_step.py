@@ -5,7 +5,8 @@
 8 layers, 512 wide, 8 heads, 256 tokens in 1,024 codes after one condition token, batch 16, on the CPU. A step is
 forward, cross-entropy, backward and AdamW(0.9, 0.95) with a decay of 0.01 on matrices, without clipping. The peer's
 optimizer is made by its own code. Logits and losses are compared first (its head has a row for the condition too,
-which is left out there), then the two take turns and medians count. The headline has no dropout; the second line has
+which is left out there), then the two take turns, each in a process of its own (ours keeps freed memory, as its
+trainings do), and medians count. The headline has no dropout; the second line has
 0.1 everywhere, the peer's on attention weights as well.
 bf16 is ours under autocast against the peer as it comes, in float32. A processor without bf16 instructions emulates
 them: then both run a single step of a shorter batch, and `bf16_native` is false.
@@ -20,22 +21,24 @@ import json
 import re
 import statistics
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from stages.models.cpu import prepare_cpu
 from stages.models.dropout import sample_keys
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import Vocabulary
+from tests.benchmarks.support.contestants import Contestant
 
 # Shapes: B batch, C condition tokens, T image tokens, V codes.
 
@@ -49,7 +52,7 @@ RENAMED = {
 }  # fmt: skip
 """Our names of weights, as patterns, and theirs."""
 
-Step = Callable[[Tensor, Tensor], float]
+Step = Callable[[np.ndarray, np.ndarray], float]
 
 
 def main() -> None:
@@ -63,11 +66,12 @@ def main() -> None:
     check_agreement(condition_BC[:2], tokens_BT[:2])
 
     print(f"\n{'':22}{'ours':>10}{'minGPT':>10}   tokens/s, median of {arguments.rounds}; {arguments.threads} threads")
-    fp32 = take_turns("fp32", 0.0, arguments.rounds, condition_BC, tokens_BT)
-    dropped = take_turns("fp32, dropout 0.1", 0.1, arguments.rounds, condition_BC, tokens_BT)
+    turns = functools.partial(take_turns, threads=arguments.threads)
+    fp32 = turns("fp32", 0.0, arguments.rounds, condition_BC, tokens_BT)
+    dropped = turns("fp32, dropout 0.1", 0.1, arguments.rounds, condition_BC, tokens_BT)
     native = has_bf16_instructions()
     rows, rounds = (BATCH, arguments.rounds) if native else (SHORT_BATCH, 1)
-    bf16 = take_turns("bf16 against fp32", 0.0, rounds, condition_BC[:rows], tokens_BT[:rows], bf16=True)
+    bf16 = turns("bf16 against fp32", 0.0, rounds, condition_BC[:rows], tokens_BT[:rows], bf16=True)
     if not native:
         print(f"this processor has no bf16 instructions: that line is one step of a batch of {rows}")
     figures = {
@@ -84,30 +88,38 @@ def main() -> None:
 
 
 def take_turns(
-    title: str, dropout: float, rounds: int, condition_BC: Tensor, tokens_BT: Tensor, *, bf16: bool = False
+    title: str,
+    dropout: float,
+    rounds: int,
+    condition_BC: Tensor,
+    tokens_BT: Tensor,
+    *,
+    threads: int,
+    bf16: bool = False,
 ) -> tuple[float, float]:
     """Print and return the median tokens a second of ours and theirs; each warms up with a step before."""
-    steps = our_step(dropout, bf16), peer_step(dropout)
     seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
-        for step, measured in zip(steps, seconds, strict=True):
-            start = time.perf_counter()
-            step(condition_BC, tokens_BT)
-            if number:
-                measured.append(time.perf_counter() - start)
-    ours, theirs = (tokens_BT.numel() / statistics.median(measured) for measured in seconds)
-    print(f"{title:22}{ours:10.0f}{theirs:10.0f}   ratio {ours / theirs:.2f}", flush=True)
-    return ours, theirs
+    with Contestant(our_step, threads, dropout, bf16) as ours, Contestant(peer_step, threads, dropout) as theirs:
+        for number in range(rounds + 1):
+            for step, measured in zip((ours, theirs), seconds, strict=True):
+                taken, _ = step(condition_BC.numpy(), tokens_BT.numpy())
+                if number:
+                    measured.append(taken)
+    our_rate, their_rate = (tokens_BT.numel() / statistics.median(measured) for measured in seconds)
+    print(f"{title:22}{our_rate:10.0f}{their_rate:10.0f}   ratio {our_rate / their_rate:.2f}", flush=True)
+    return our_rate, their_rate
 
 
-def our_step(dropout: float, bf16: bool) -> Step:
-    """A step as `PriorTrainer.update` makes it."""
+def our_step(threads: int, dropout: float, bf16: bool) -> Step:
+    """A step as `PriorStep.take` makes it."""
+    prepare_cpu(threads)
     model = our_model(dropout)
     optimizer = torch.optim.AdamW(model.optimizer_groups(DECAY), lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
     seen = 0
 
-    def step(condition_BC: Tensor, tokens_BT: Tensor) -> float:
+    def step(conditions: np.ndarray, tokens: np.ndarray) -> float:
         nonlocal seen
+        condition_BC, tokens_BT = torch.from_numpy(conditions), torch.from_numpy(tokens)
         keys_B = sample_keys(0, torch.arange(seen, seen + len(tokens_BT)))
         seen += len(tokens_BT)
         optimizer.zero_grad()
@@ -120,15 +132,17 @@ def our_step(dropout: float, bf16: bool) -> Step:
     return step
 
 
-def peer_step(dropout: float) -> Step:
+def peer_step(threads: int, dropout: float) -> Step:
     """A step as taming's `Net2NetTransformer` makes it, of whose forward this is the part after the tokenizer."""
+    torch.set_num_threads(threads)
     model = peer_model(dropout)
     from taming.models.cond_transformer import Net2NetTransformer
 
     network = types.SimpleNamespace(transformer=model, learning_rate=LEARNING_RATE)
     optimizer = Net2NetTransformer.configure_optimizers(network)
 
-    def step(condition_BC: Tensor, tokens_BT: Tensor) -> float:
+    def step(conditions: np.ndarray, tokens: np.ndarray) -> float:
+        condition_BC, tokens_BT = torch.from_numpy(conditions), torch.from_numpy(tokens)
         optimizer.zero_grad()
         logits_BTV = peer_logits(model, condition_BC, tokens_BT)
         loss = F.cross_entropy(logits_BTV.reshape(-1, logits_BTV.size(-1)), tokens_BT.reshape(-1))

@@ -31,7 +31,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks.peer_environments import peer_environment
+from tests.benchmarks.support.peer_environments import peer_environment
 
 PEERS = (
     "litdata==0.2.76", "boto3==1.44.5", "botocore==1.44.5", "jmespath==1.1.0", "s3transfer==0.19.3",

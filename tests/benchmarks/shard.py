@@ -34,7 +34,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks.peer_environments import peer_environment
+from tests.benchmarks.support.peer_environments import peer_environment
 
 PEER = "img2dataset==1.47.0"
 SIDE = 256
