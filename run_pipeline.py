@@ -14,8 +14,9 @@ from pipeline.artifacts import Source
 from pipeline.config import ClusterConfig, StrictModel, TrackingConfig, load_config
 from pipeline.session import Options, run_session
 from pipeline.stage import Stage
+from stages.data.condition_config import ClassCondition, Conditions
 from stages.data.sources import list_source
-from stages.encode import EncodeConfig, encode
+from stages.encode import EncodeConfig, EncodeWork, encode
 from stages.evaluate import EvaluateConfig, evaluate
 from stages.prior import PriorConfig, train_prior
 from stages.sample import SampleConfig, sample
@@ -25,6 +26,9 @@ from stages.tokenizer import TokenizerConfig, train_tokenizer
 
 class Config(StrictModel):
     """One experiment: a section for each stage, and where it runs."""
+
+    condition: Conditions = (ClassCondition(),)
+    """What the prior is told of each picture, one or several: none, class."""
 
     shard: ShardConfig = ShardConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -42,7 +46,8 @@ def build(config: Config) -> list[Stage]:
     shards = Stage("shard", shard, config.shard, {"source": pictures}, version=2)
     keep = config.tokenizer.policy == "keep"
     tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=2, keep=keep)
-    tokens = Stage("encode", encode, config.encode, {"shards": shards, "tokenizer": tokenizer}, version=2)
+    encoding = EncodeWork.of(config.encode, config.condition)
+    tokens = Stage("encode", encode, encoding, {"shards": shards, "tokenizer": tokenizer}, version=3)
     prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=2)
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=2)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}

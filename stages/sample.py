@@ -46,7 +46,7 @@ class SampleConfig(StrictModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Draw from the likeliest codes that together exceed this probability. Default: from all."""
     guidance: float = Field(default=1.0, ge=0)
-    """Classifier-free guidance: above 1 the class shows more and variety shrinks; 1 is none; 0 ignores the class."""
+    """Classifier-free guidance: above 1 the condition shows more and variety shrinks; 1 is none; 0 ignores it."""
     batch_size: int = Field(default=64, ge=1)
     """Pictures that are drawn at once; a smaller last batch is padded to it. Changes last bits."""
     samples_per_unit: int = Field(default=64, ge=1)
@@ -130,8 +130,9 @@ def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Pa
     prepare_cpu(config.threads)
     classes, first = unit.recipe["classes"], unit.recipe["first_id"]
     ids = list(range(first, first + unit.recipe["count"]))
+    labels = [generator.classes.index(classes[i % len(classes)]) if classes else -1 for i in ids]
     drawn = generator.generate(
-        [generator.classes.index(classes[i % len(classes)]) if classes else -1 for i in ids],
+        generator.of_classes(labels),
         ids,
         seed=config.seed,
         logit_filter=LogitFilter(config.temperature, config.top_k, config.top_p),
@@ -159,17 +160,18 @@ def _check(config: SampleConfig, prior: PriorDescription, tokenizer: Artifact) -
             f"the prior learned tokens of tokenizer {prior.tokenizer[:12]}, this one is {tokenizer.digest[:12]}: "
             "run --stages encode,prior"
         )
-    unknown = sorted(set(config.classes or ()) - set(prior.classes))
+    classes = prior.classes if "class" in prior.kinds else ()
+    unknown = sorted(set(config.classes or ()) - set(classes))
     if unknown:
-        known = ", ".join(prior.classes) or "none, it was trained without classes"
+        known = ", ".join(classes) or "none, it was trained without classes"
         raise ConfigError(f"sample.classes: the prior knows no {', '.join(unknown)}; it knows {known}")
-    if config.guidance != 1 and not (prior.classes and prior.model.condition_dropout):
-        reason = "prior.model.condition_dropout was 0" if prior.classes else "it has no classes"
+    if config.guidance != 1 and not (prior.kinds and prior.model.condition_dropout):
+        reason = "prior.model.condition_dropout was 0" if prior.kinds else "it has no condition"
         raise ConfigError(
-            f"sample.guidance={config.guidance} needs a prior that also learned to go without a class, but {reason}: "
-            "set sample.guidance=1, or train the prior with classes and condition_dropout=0.1"
+            f"sample.guidance={config.guidance} needs a prior that also learned to go without a condition, but "
+            f"{reason}: set sample.guidance=1, or train the prior with a condition and condition_dropout=0.1"
         )
-    return prior.classes if config.classes is None else config.classes
+    return classes if config.classes is None else config.classes
 
 
 def _local_folder(artifact: Artifact) -> Path:

@@ -26,6 +26,8 @@ class TokenTable:
     """int32 [N]; 0 is the picture as it is."""
     tokens_NT: np.ndarray
     """uint16, or int32 for codebooks above 65,536 codes; row-major over the grid."""
+    condition_NC: np.ndarray
+    """int32: the tokens that stand in front of the picture's in the prior, as `Vocabulary.condition` numbers them."""
     metadata: dict[str, str]
 
     def __len__(self) -> int:
@@ -40,6 +42,7 @@ def write_tokens(
     captions: Sequence[str],
     variants: Sequence[int] | np.ndarray,
     tokens_NT: np.ndarray,
+    condition_NC: np.ndarray,
     metadata: Mapping[str, str],
 ) -> None:
     """Write a table of tokens, as uint16 where `metadata["codebook_size"]` (else the largest token) allows it."""
@@ -52,6 +55,7 @@ def write_tokens(
         "caption": list(captions),
         "variant": np.asarray(variants, dtype=np.int32),
         "tokens": tokens_NT.astype(np.uint16 if codes <= 2**16 else np.int32),
+        "condition_tokens": condition_NC.astype(np.int32),
     }
     write_table(path, columns, metadata)
 
@@ -59,15 +63,18 @@ def write_tokens(
 def read_tokens(path: Path) -> TokenTable:
     """Read what `write_tokens` wrote. Raises DataError naming the file where it is none."""
     columns = read_table(path)
-    missing = {"key", "label", "caption", "variant", "tokens"} - set(columns)
+    missing = {"key", "label", "caption", "variant", "tokens", "condition_tokens"} - set(columns)
     if missing:
-        raise DataError(f"{path} is no table of tokens: it has no column {', '.join(sorted(missing))}")
+        raise DataError(
+            f"{path} is no table of tokens: it has no column {', '.join(sorted(missing))}: run --stages encode"
+        )
     return TokenTable(
         keys=columns["key"],
         labels=columns["label"],
         captions=columns["caption"],
         variants=columns["variant"],
         tokens_NT=columns["tokens"],
+        condition_NC=columns["condition_tokens"],
         metadata=read_metadata(path),
     )
 

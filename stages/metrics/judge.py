@@ -190,7 +190,7 @@ def _likelihood(measured: Measured, num_codes: int, seed: int) -> dict[str, Figu
     held_out = Weighting.plain(len(held_out_N), measured.held_out_bits_groups_N)
     train = Weighting.plain(len(train_N), measured.train_bits_groups_N)
     uniform = float(np.log2(num_codes))
-    bits = "bits for a token, given the class and the tokens before it"
+    bits = "bits for a token, given the condition and the tokens before it"
     gap = bootstrap(lambda w_N, v_N: float(w_N @ held_out_N - v_N @ train_N), held_out, train, seed=seed)
     return {
         "bits_per_token_held_out": {

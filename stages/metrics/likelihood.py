@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def token_bits(
-    prior: GPT, tokens_NT: NDArray[np.integer], labels_N: NDArray[np.integer], *, batch_size: int, device: str
+    prior: GPT, tokens_NT: NDArray[np.integer], condition_NC: NDArray[np.integer], *, batch_size: int, device: str
 ) -> NDArray[np.float64]:
-    """-log2 p(token | class, tokens before it): bits_NT. A prior that knows nothing needs log2(codebook size)."""
+    """-log2 p(token | condition, tokens before it): bits_NT. A prior that knows nothing needs log2(codebook size)."""
     import torch
 
     bits = [np.zeros((0, tokens_NT.shape[1]))]
     with torch.inference_mode():
         for start in range(0, len(tokens_NT), batch_size):
             tokens_BT = torch.from_numpy(tokens_NT[start : start + batch_size].astype(np.int64)).to(device)
-            labels_B = torch.from_numpy(labels_N[start : start + batch_size].astype(np.int64)).to(device)
-            _, nats_BT = prior.loss(prior.vocabulary.condition(labels_B), tokens_BT)
+            condition_BC = torch.from_numpy(condition_NC[start : start + batch_size].astype(np.int64)).to(device)
+            _, nats_BT = prior.loss(condition_BC, tokens_BT)
             bits.append(nats_BT.double().cpu().numpy() / math.log(2))
     return np.concatenate(bits)

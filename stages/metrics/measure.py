@@ -111,9 +111,15 @@ class Measurer:
         """
         table = read_tokens(unit.payload["table"])
         chosen = np.flatnonzero(table.variants == 0)[: unit.recipe["rows"]]
-        tokens_NT, labels_N = table.tokens_NT[chosen], table.labels[chosen]
-        bits_NT = token_bits(self._prior, tokens_NT, labels_N, batch_size=unit.recipe["batch_size"], device=self.device)
-        return {"bits": bits_NT.mean(axis=1), "position_bits": bits_NT.sum(axis=0), "labels": labels_N.astype(np.int64)}
+        tokens_NT, condition_NC = table.tokens_NT[chosen], table.condition_NC[chosen]
+        bits_NT = token_bits(
+            self._prior, tokens_NT, condition_NC, batch_size=unit.recipe["batch_size"], device=self.device
+        )
+        return {
+            "bits": bits_NT.mean(axis=1),
+            "position_bits": bits_NT.sum(axis=0),
+            "labels": table.labels[chosen].astype(np.int64),
+        }
 
     def chance(self, unit: Unit) -> Arrays:
         """Features of decoded random tokens: each drawn by the corpus' frequencies, ignorant of all others."""

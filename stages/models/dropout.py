@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-# Shapes: B batch, N words of a sample, T tokens. Words are 64 random bits in an int64; its arithmetic wraps around.
+# Shapes: B batch, G condition segments, N words of a sample, T tokens. Words are 64 random bits in an int64; its
+# arithmetic wraps around.
 
 
 def sample_keys(seed: int, positions_B: Tensor) -> Tensor:
@@ -31,6 +32,17 @@ def random_words(keys_B: Tensor, site: int, count: int) -> Tensor:
 def happens(words: Tensor, share: float) -> Tensor:
     """Whether an event of probability `share` happens, to 2**-32: a boolean for each word, from its lower half."""
     return (words & _LOWER_HALF) < round(share * 2**32)
+
+
+def drop_segments(keys_B: Tensor, site: int, num_segments: int, share: float) -> Tensor:
+    """Which conditions training hides [B, G]: in a `share` of samples all of them, in the others each by itself.
+
+    Guidance needs samples of which nothing is given; that one condition is given and another is not, the prior learns
+    from those that lose some. With a single condition only the first draw counts.
+    """
+    words_BG = random_words(keys_B, site, num_segments + 1)
+    dropped_BG = happens(words_BG[:, 1:], share if num_segments > 1 else 0.0)
+    return dropped_BG | happens(words_BG[:, :1], share)
 
 
 def replace_tokens(tokens_BT: Tensor, keys_B: Tensor, site: int, *, share: float, num_codes: int) -> Tensor:

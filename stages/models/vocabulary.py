@@ -1,62 +1,126 @@
-"""Which integers mean what to a prior: the codebook's codes, then the classes, then the null class, in one table."""
+"""Which integers mean what to a prior: the codebook's codes, then a range for each condition, in one table."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import StrictModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Shapes: B batch, C condition tokens.
+# Shapes: B batch, C condition tokens of all segments, L condition tokens of one, G segments.
+
+
+class Segment(StrictModel):
+    """One condition as the prior sees it: `length` tokens in front of the picture, from a range of their own."""
+
+    kind: str
+    """What it says of the picture: class, caption, edges ...; `none` is a start token that says nothing."""
+    length: int = Field(gt=0)
+    """Tokens."""
+    size: int = Field(ge=0)
+    """Values of a token; the range has one more, the learned null that stands for "not given"."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns, where the tokens lie over the picture."""
+    tokenizer: str | None = None
+    """Content digest of the tokenizer artifact that made the tokens; null where none did."""
+
+    @model_validator(mode="after")
+    def _grid_holds_the_tokens(self) -> Segment:
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.length:
+            raise ValueError(f"a grid of {self.grid[0]}x{self.grid[1]} does not hold {self.length} tokens")
+        return self
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ranges: [0, num_codes) image, [num_codes, num_codes + num_classes) class, and last the null class.
+    """Token ranges: [0, num_codes) image, then for each segment its values and its null.
 
-    Image and condition never share a row of the embedding table (in taming-transformers they do), so a class
+    Image and condition never share a row of the embedding table (in taming-transformers they do), so a condition
     can neither be drawn as an image token nor lend its vector to a code.
     """
 
     num_codes: int
-    num_classes: int
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def by_class(cls, num_codes: int, num_classes: int) -> Vocabulary:
+        """The vocabulary of pictures conditioned on their class alone."""
+        return cls(num_codes, (Segment(kind="class", length=1, size=num_classes),))
 
     @property
     def condition_length(self) -> int:
         """Condition tokens in front of the image tokens."""
-        return 1
+        return sum(segment.length for segment in self.segments)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First row of each segment's range in the embedding table."""
+        sizes = (segment.size + 1 for segment in self.segments)
+        return tuple(accumulate(sizes, initial=self.num_codes))[:-1]
 
     @property
-    def null_token(self) -> int:
-        """Stands for "no class": the unconditional branch of guidance, unlabelled pictures."""
-        return self.num_codes + self.num_classes
+    def null_tokens(self) -> tuple[int, ...]:
+        """The null of each segment: the unconditional branch of guidance, pictures of which it is not known."""
+        return tuple(offset + segment.size for offset, segment in zip(self.offsets, self.segments, strict=True))
 
     @property
     def size(self) -> int:
         """Rows of the embedding table."""
-        return self.num_codes + self.num_classes + 1
+        return self.num_codes + sum(segment.size + 1 for segment in self.segments)
 
-    def condition(self, labels_B: Tensor) -> Tensor:
-        """Condition tokens [B, 1] of class labels [B]; a negative label, or a vocabulary without classes, is null."""
-        tokens_B1 = (labels_B.long() + self.num_codes)[:, None]
-        return self.drop(tokens_B1, labels_B < 0) if self.num_classes else self.null_condition(tokens_B1)
+    def condition(self, *values: Tensor) -> Tensor:
+        """Condition tokens [B, C] of each segment's values [B, L] (or [B] where L is 1); a negative value is null.
+
+        A segment without values (`size` 0) is null whatever it is given.
+        """
+        import torch
+
+        tokens = []
+        for segment, offset, given in zip(self.segments, self.offsets, values, strict=True):
+            values_BL = given.long().reshape(len(given), segment.length)
+            unknown_BL = (values_BL < 0) | (segment.size == 0)
+            tokens.append((values_BL + offset).masked_fill(unknown_BL, offset + segment.size))
+        return torch.cat(tokens, dim=1)
+
+    def values(self, condition_BC: Tensor, kind: str) -> Tensor:
+        """The values [B, L] of one segment of condition tokens: undoes `condition`, -1 is null."""
+        start = 0
+        for segment, offset in zip(self.segments, self.offsets, strict=True):
+            if segment.kind == kind:
+                values_BL = condition_BC[:, start : start + segment.length] - offset
+                return values_BL.masked_fill(values_BL == segment.size, -1)
+            start += segment.length
+        raise KeyError(kind)
 
     def null_condition(self, like_BC: Tensor) -> Tensor:
-        """Condition tokens of the null class in the shape of `like_BC`."""
-        return like_BC.new_full(like_BC.shape, self.null_token)
+        """Condition tokens of pictures of which nothing is known, in the shape of `like_BC`."""
+        return self._null_row(like_BC).expand_as(like_BC)
 
-    def drop(self, condition_BC: Tensor, dropped_B: Tensor) -> Tensor:
-        """`condition_BC` with the rows marked in the boolean `dropped_B` replaced by the null class."""
-        return condition_BC.masked_fill(dropped_B[:, None], self.null_token)
+    def drop(self, condition_BC: Tensor, dropped_BG: Tensor) -> Tensor:
+        """`condition_BC` with the segments marked in the boolean `dropped_BG` replaced by their nulls, as wholes."""
+        import torch
+
+        columns = [
+            dropped_BG[:, number : number + 1].expand(-1, segment.length)
+            for number, segment in enumerate(self.segments)
+        ]
+        return torch.where(torch.cat(columns, dim=1), self._null_row(condition_BC), condition_BC)
+
+    def _null_row(self, like_BC: Tensor) -> Tensor:
+        nulls = zip(self.segments, self.null_tokens, strict=True)
+        return like_BC.new_tensor([[null for segment, null in nulls for _ in range(segment.length)]])
 
 
 class TokenSpace(StrictModel):
-    """What a picture's tokens mean: whose codes they are, how many, in which grid, under which classes."""
+    """What a picture's tokens mean: whose codes they are, how many, in which grid, under which conditions."""
 
     tokenizer: str
     """Content digest of the tokenizer artifact that makes and reads the tokens."""
@@ -65,11 +129,20 @@ class TokenSpace(StrictModel):
     grid: tuple[int, int]
     """Token rows and columns of a picture."""
     classes: tuple[str, ...]
-    """Class names; a label is a place in this list."""
+    """Class names of the data; a label is a place in this list."""
+    condition: tuple[Segment, ...] = Field(min_length=1)
+    """The condition tokens in front of a picture's own. Default, and in descriptions older than this key: its class."""
     image_size: int = Field(gt=0)
     """Side of the square pictures in pixels."""
     channels: int = Field(gt=0)
     """Colour channels of the pictures: 1 or 3."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _condition_is_the_class(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and "condition" not in fields and "classes" in fields:
+            return {**fields, "condition": ({"kind": "class", "length": 1, "size": len(fields["classes"])},)}
+        return fields
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +152,12 @@ class TokenSpace(StrictModel):
     @property
     def vocabulary(self) -> Vocabulary:
         """The prior's token ranges."""
-        return Vocabulary(num_codes=self.codebook_size, num_classes=len(self.classes))
+        return Vocabulary(self.codebook_size, self.condition)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of the conditions that say something, in their order."""
+        return tuple(segment.kind for segment in self.condition if segment.size)
 
 
 class TokenCorpus(TokenSpace):

@@ -19,7 +19,7 @@ from stages.sampling.filters import LogitFilter
 from stages.sampling.noise import GumbelNoise
 from stages.sampling.tokens import draw_tokens
 
-# Shapes: N samples, B batch, T image tokens, H W C picture.
+# Shapes: N samples, B batch, C condition tokens (of a picture: channels), T image tokens, H W picture.
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Samples:
     classes: list[str]
     """The labels' names; empty without a class."""
     log_likelihood_N: np.ndarray
-    """Nats of the whole token sequence given the class, float64."""
+    """Nats of the whole token sequence given the condition, float64."""
     tokens_NT: np.ndarray
 
     @property
@@ -57,7 +57,7 @@ class Samples:
 
 
 class Generator:
-    """Draws pictures; what a (seed, id, label) gives does not depend on the others in its batch, only on its shape."""
+    """Draws pictures; what (seed, id, condition) give depends on the batch's shape, not on the others in it."""
 
     def __init__(self, tokenizer: Tokenizer, prior: GPT, classes: Sequence[str]) -> None:
         self.tokenizer = tokenizer.eval()
@@ -78,9 +78,23 @@ class Generator:
             )
         return cls(tokenizer, GPT.load(prior_folder, device), prior.classes)
 
+    def of_classes(self, labels: Sequence[int]) -> np.ndarray:
+        """Condition tokens [N, C] of pictures of which only the class is given; label -1: not even that."""
+        vocabulary = self.prior.vocabulary
+        unknown = sorted({label for label in labels if not -1 <= label < len(self.classes)})
+        if unknown:
+            raise ConfigError(f"labels {unknown} are unknown: use 0 to {len(self.classes) - 1}, or -1 for no class")
+        given_N = torch.tensor(labels, dtype=torch.long)
+        unknown_N = torch.full_like(given_N, -1)
+        values = [
+            given_N if segment.kind == "class" else unknown_N[:, None].expand(-1, segment.length)
+            for segment in vocabulary.segments
+        ]
+        return vocabulary.condition(*values).numpy()
+
     def generate(
         self,
-        labels: Sequence[int],
+        condition_NC: np.ndarray,
         ids: Sequence[int],
         *,
         seed: int,
@@ -88,22 +102,19 @@ class Generator:
         guidance: float = 1.0,
         batch_size: int = 64,
     ) -> Samples:
-        """Draw one picture for each (label, id); label -1 draws without a class.
+        """Draw one picture for each (condition, id); conditions as `of_classes` or a table of tokens has them.
 
         Every batch has exactly `batch_size` rows, the last one padded: the order of additions in a matrix product
         depends on its shape, so only a fixed shape gives the same bits wherever a sample lands.
         """
-        unknown = sorted({label for label in labels if not -1 <= label < len(self.classes)})
-        if unknown:
-            raise ConfigError(f"labels {unknown} are unknown: use 0 to {len(self.classes) - 1}, or -1 for no class")
+        conditions_NC = torch.from_numpy(condition_NC).long()
         pictures, likelihoods, tokens = [], [], []
         for start in range(0, len(ids), batch_size):
             count = min(batch_size, len(ids) - start)
             rows = [min(start + row, len(ids) - 1) for row in range(batch_size)]
-            labels_B = torch.tensor([labels[row] for row in rows], device=self.device)
             tokens_BT, log_likelihood_B = draw_tokens(
                 self.prior,
-                self.prior.vocabulary.condition(labels_B),
+                conditions_NC[rows].to(self.device),
                 GumbelNoise(seed, [ids[row] for row in rows]),
                 logit_filter=logit_filter,
                 guidance=guidance,
@@ -113,12 +124,19 @@ class Generator:
             pictures.append(to_uint8(x_BCHW)[:count])
             likelihoods.append(log_likelihood_B[:count].cpu().numpy())
             tokens.append(tokens_BT[:count].cpu().numpy())
+        labels = self._labels(conditions_NC)
         return Samples(
             pictures_NHWC=np.concatenate(pictures),
             ids=list(ids),
             seed=seed,
-            labels=list(labels),
+            labels=labels,
             classes=[self.classes[label] if label >= 0 else "" for label in labels],
             log_likelihood_N=np.concatenate(likelihoods),
             tokens_NT=np.concatenate(tokens),
         )
+
+    def _labels(self, conditions_NC: torch.Tensor) -> list[int]:
+        if "class" not in (segment.kind for segment in self.prior.vocabulary.segments):
+            return [-1] * len(conditions_NC)
+        labels: list[int] = self.prior.vocabulary.values(conditions_NC, "class")[:, 0].tolist()
+        return labels

@@ -88,8 +88,7 @@ class PriorStep:
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Condition [B, C], tokens [B, T] and keys [B] on the device."""
         batch = batch.on(self.fabric.device)
-        condition_BC = self.state.model.vocabulary.condition(batch.labels_B)
-        return condition_BC, batch.tokens_BT, sample_keys(self.config.seed, batch.positions_B)
+        return batch.condition_BC, batch.tokens_BT, sample_keys(self.config.seed, batch.positions_B)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after `step` others."""

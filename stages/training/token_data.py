@@ -16,25 +16,25 @@ from stages.data.order import Order
 from stages.data.tables import TokenTable, read_tokens
 from stages.models.vocabulary import TokenCorpus
 
-# Shapes: N rows of a split, B batch, T image tokens.
+# Shapes: N rows of a split, B batch, C condition tokens, T image tokens.
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some rows, all int64: `positions_B` are their places in the order."""
 
-    labels_B: Tensor
+    condition_BC: Tensor
     tokens_BT: Tensor
     positions_B: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels_B)
+        return len(self.tokens_BT)
 
     def split(self, size: int | None) -> list[Batch]:
         """Micro-batches of at most `size` rows; None: the batch as it is."""
         step = size or max(1, len(self))
         return [
-            Batch(self.labels_B[i : i + step], self.tokens_BT[i : i + step], self.positions_B[i : i + step])
+            Batch(self.condition_BC[i : i + step], self.tokens_BT[i : i + step], self.positions_B[i : i + step])
             for i in range(0, len(self), step)
         ]
 
@@ -42,24 +42,24 @@ class Batch:
         """The batch on a device; the copy to a GPU goes through pinned memory, and nobody waits for it."""
         if device.type != "cuda":
             return self
-        labels_B, tokens_BT, positions_B = (
+        condition_BC, tokens_BT, positions_B = (
             values.pin_memory().to(device, non_blocking=True)
-            for values in (self.labels_B, self.tokens_BT, self.positions_B)
+            for values in (self.condition_BC, self.tokens_BT, self.positions_B)
         )
-        return Batch(labels_B, tokens_BT, positions_B)
+        return Batch(condition_BC, tokens_BT, positions_B)
 
 
 @dataclass(frozen=True)
 class TokenData:
     """The rows of one split's tables, one after another; 2 bytes a token up to 65,536 codes."""
 
-    labels_N: np.ndarray
+    condition_NC: np.ndarray
     tokens_NT: np.ndarray
     counts: tuple[int, ...]
     """Rows of each table."""
 
     def __len__(self) -> int:
-        return len(self.labels_N)
+        return len(self.tokens_NT)
 
     def batch(self, order: Order, step: int, batch_size: int, rank: int, world: int) -> Batch:
         """This rank's slice of the global batch at `step`: the same global batch whatever the world."""
@@ -77,7 +77,7 @@ class TokenData:
         return np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
 
     def _rows(self, rows: np.ndarray, positions: np.ndarray) -> Batch:
-        columns = (self.labels_N[rows], self.tokens_NT[rows], positions)
+        columns = (self.condition_NC[rows], self.tokens_NT[rows], positions)
         return Batch(*(torch.from_numpy(column.astype(np.int64)) for column in columns))
 
 
@@ -87,23 +87,23 @@ def read_split(artifact: Artifact, corpus: TokenCorpus, split: str) -> TokenData
     Raises:
         DataError: a table was made by another tokenizer, or does not hold what `tokens.json` says.
     """
-    labels: list[np.ndarray] = []
+    conditions: list[np.ndarray] = []
     tokens: list[np.ndarray] = []  # of a table no more than this is kept: its keys and captions take more memory
     for unit, entry in artifact.unit_files(".parquet"):
         if unit.name.startswith(f"{split}-"):
             table = read_tokens(artifact.local(entry.path))
             _check(table, entry.path, corpus)
-            labels.append(table.labels)
+            conditions.append(table.condition_NC)
             tokens.append(table.tokens_NT)
     expected = corpus.num_train if split == "train" else corpus.num_val
-    counts = tuple(map(len, labels))
+    counts = tuple(map(len, tokens))
     if sum(counts) != expected:
         raise DataError(
             f"tokens.json promises {expected} {split} rows, the tables hold {sum(counts)}: "
             "run --stages encode --force encode"
         )
     return TokenData(
-        labels_N=_joined(labels, (0,)),
+        condition_NC=_joined(conditions, (0, corpus.vocabulary.condition_length)),
         tokens_NT=_joined(tokens, (0, corpus.num_tokens)),
         counts=counts,
     )
@@ -129,7 +129,7 @@ def _check(table: TokenTable, name: str, corpus: TokenCorpus) -> None:
             "run --stages encode --force encode"
         )
     limits = {"token": (table.tokens_NT, corpus.codebook_size)}
-    if corpus.classes:  # without classes every condition is null, whatever the labels
+    if corpus.classes:
         limits["label"] = (table.labels, len(corpus.classes))
     for what, (values, limit) in limits.items():
         if values.max() >= limit:
@@ -137,3 +137,24 @@ def _check(table: TokenTable, name: str, corpus: TokenCorpus) -> None:
                 f"{name} holds {what} {values.max()}, tokens.json knows {limit} of them: "
                 "run --stages encode --force encode"
             )
+    _check_condition(table.condition_NC, name, corpus)
+
+
+def _check_condition(condition_NC: np.ndarray, name: str, corpus: TokenCorpus) -> None:
+    """Every condition token must be of its own segment's range."""
+    vocabulary = corpus.vocabulary
+    if condition_NC.shape[1] != vocabulary.condition_length:
+        raise DataError(
+            f"{name} has {condition_NC.shape[1]} condition tokens a picture, tokens.json says "
+            f"{vocabulary.condition_length}: run --stages encode --force encode"
+        )
+    start = 0
+    for segment, first in zip(vocabulary.segments, vocabulary.offsets, strict=True):
+        part_NL = condition_NC[:, start : start + segment.length]
+        strange = part_NL[(part_NL < first) | (part_NL > first + segment.size)]
+        if strange.size:
+            raise DataError(
+                f"{name} holds {segment.kind} token {strange[0]}, tokens.json knows {first} to "
+                f"{first + segment.size}: run --stages encode --force encode"
+            )
+        start += segment.length

@@ -44,7 +44,7 @@ from stages.data.images import to_model_range
 from stages.data.shards import ShardReader, open_split
 from stages.data.sources import FolderSource, list_source
 from stages.data.tables import read_tokens
-from stages.encode import EncodeConfig, encode
+from stages.encode import EncodeWork, encode
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, ReferenceBackboneConfig, TokenizerModelConfig
 from stages.shard import ShardConfig, shard
@@ -183,7 +183,7 @@ def make_tokenizer(paths: list[str], config: NoConfig, *, output: Output, runtim
 
 def run_encode_stage(bench: Bench, number: int) -> tuple[int, Artifact]:
     """The whole stage into a workdir of its own."""
-    config = EncodeConfig(batch_size=bench.batch, threads=available_cores())
+    config = EncodeWork(batch_size=bench.batch, threads=available_cores())
     inputs = {"shards": bench.shards, "tokenizer": bench.tokenizer}
     stage = Stage("encode", encode, config, inputs)  # type: ignore[arg-type]  # run_stage takes finished inputs
     artifact = run_stage(stage, inputs, str(bench.folder / f"encode-{number}"), LocalRuntime())

@@ -157,7 +157,7 @@ def our_model(dropout: float) -> GPT:
     """Ours from seed 0, with positions that are not zero."""
     torch.manual_seed(0)
     config = GPTConfig(num_layers=LAYERS, num_heads=HEADS, width=WIDTH, dropout=dropout, condition_dropout=0.0)
-    model = GPT(config, vocabulary=Vocabulary(num_codes=CODES, num_classes=0), num_tokens=TOKENS)
+    model = GPT(config, vocabulary=Vocabulary.by_class(CODES, 0), num_tokens=TOKENS)
     nn.init.normal_(model.position_embedding_PW, std=0.02)
     return model
 

@@ -26,7 +26,7 @@ from stages.models.priors.configs import GPTConfig, PriorDescription
 from stages.models.priors.gpt import GPT
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, LightBackboneConfig, TokenizerModelConfig
-from stages.models.vocabulary import TokenSpace
+from stages.models.vocabulary import TokenSpace, Vocabulary
 
 BACKBONE = LightBackboneConfig(channels=(16, 16, 32), residual_blocks=(0, 0, 0), norm_groups=8)
 TOKENIZER = TokenizerModelConfig(backbone=BACKBONE, quantizer=EMAQuantizerConfig(num_codes=16, dim=8))
@@ -137,7 +137,11 @@ def encode(config: World, *, shards: Artifact, tokenizer: Artifact, output: Outp
             "labels": np.repeat(labels, 2),
         }
         path = folder / f"{unit.name}.parquet"
-        write_tokens(path, **repeated, variants=np.tile([0, 1], len(keys)), tokens_NT=tokens, metadata={})
+        vocabulary = Vocabulary.by_class(TOKENIZER.quantizer.num_codes, len(config.classes))
+        condition = vocabulary.condition(torch.from_numpy(repeated["labels"])).numpy()
+        write_tokens(
+            path, **repeated, variants=np.tile([0, 1], len(keys)), tokens_NT=tokens, condition_NC=condition, metadata={}
+        )
         return {"pictures": len(keys), "rows": len(tokens)}
 
     recipe = {"shards": shards.digest, "tokenizer": tokenizer.digest}

@@ -18,15 +18,15 @@ from pipeline.errors import DataError
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
-from stages import encode as encode_module
 from stages.data.images import decode_image, to_model_range
 from stages.data.shards import ShardReader, open_split
 from stages.data.tables import TokenTable, read_tokens
-from stages.encode import EncodeConfig, encode
+from stages.encode import EncodeWork, encode
+from stages.encoding import shard_encoder
 from stages.models.tokenizer import Tokenizer
 from tests.stages.tiny import tiny_shards, tiny_tokenizer
 
-CONFIG = EncodeConfig(batch_size=4)
+CONFIG = EncodeWork(batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return {"shards": tiny_shards(workdir), "tokenizer": tiny_tokenizer(workdir)}
 
 
-def run(inputs: dict[str, Artifact], workdir: Path, config: EncodeConfig = CONFIG) -> Artifact:
+def run(inputs: dict[str, Artifact], workdir: Path, config: EncodeWork = CONFIG) -> Artifact:
     return run_stage(Stage("encode", encode, config, inputs), inputs, str(workdir), LocalRuntime())  # type: ignore[arg-type]
 
 
@@ -71,6 +71,7 @@ def test_the_corpus_is_described_beside_its_tables(made: dict[str, Artifact], tm
         "codebook_size": 20,
         "grid": [2, 2],
         "classes": ["cats", "dogs", "owls"],
+        "condition": [{"kind": "class", "length": 1, "size": 3, "grid": None, "tokenizer": None}],
         "image_size": 16,
         "channels": 3,
         "num_train": 8,
@@ -131,15 +132,15 @@ def test_shards_in_any_order_and_company_give_the_same_bytes(made: dict[str, Art
 
 
 def encode_and_die(inputs: dict[str, Artifact], workdir: Path) -> None:
-    original = encode_module.encode_shard
+    original = shard_encoder.ShardEncoder.__call__
 
-    def killed_after_writing_the_second(*arguments: Any) -> Any:
-        counts = original(*arguments)
-        if arguments[3].name == "train-000001":
+    def killed_after_writing_the_second(encoder: Any, unit: Any, folder: Path) -> Any:
+        counts = original(encoder, unit, folder)
+        if unit.name == "train-000001":
             os.kill(os.getpid(), signal.SIGKILL)
         return counts
 
-    encode_module.encode_shard = killed_after_writing_the_second
+    shard_encoder.ShardEncoder.__call__ = killed_after_writing_the_second  # type: ignore[method-assign]
     run(inputs, workdir)
 
 
@@ -159,7 +160,7 @@ def test_killed_encode_resumes_to_the_same_bytes(made: dict[str, Artifact], tmp_
 def test_pictures_smaller_than_the_tokenizers_are_refused(made: dict[str, Artifact], tmp_path: Path) -> None:
     reader = ShardReader(open_split(made["shards"], "train")[0])
     with pytest.raises(DataError, match="is 16x16, the tokenizer wants 32x32: run --stages shard,tokenizer"):
-        encode_module._picture(reader[0], 0, 32, 3)
+        shard_encoder.cut_picture(reader[0], 0, 32, 3)
 
 
 def test_batches_made_ahead_come_in_order_and_bring_their_errors() -> None:
@@ -170,15 +171,15 @@ def test_batches_made_ahead_come_in_order_and_bring_their_errors() -> None:
 
     got: list[int] = []
     with pytest.raises(DataError, match="the seventh is damaged"):
-        got.extend(int(batch[0]) for batch in encode_module._made_ahead(make, range(9)))
+        got.extend(int(batch[0]) for batch in shard_encoder.made_ahead(make, range(9)))
     assert got == [0, 1, 2, 3, 4, 5]
 
 
 def test_larger_pictures_are_cut_to_their_centre(made: dict[str, Artifact]) -> None:
     sample = ShardReader(open_split(made["shards"], "train")[0])[0]
     whole = decode_image(sample.image, 3)
-    assert np.array_equal(encode_module._picture(sample, 0, 8, 3), whole[4:12, 4:12])
-    assert np.array_equal(encode_module._picture(sample, 1, 8, 3), whole[4:12, 4:12][:, ::-1])
+    assert np.array_equal(shard_encoder.cut_picture(sample, 0, 8, 3), whole[4:12, 4:12])
+    assert np.array_equal(shard_encoder.cut_picture(sample, 1, 8, 3), whole[4:12, 4:12][:, ::-1])
 
 
 def test_importing_the_stage_loads_no_torch() -> None:

@@ -72,10 +72,13 @@ def test_the_artifact_holds_the_documented_files(prior: Artifact) -> None:
 def test_the_loaded_model_has_the_reported_likelihood(prior: Artifact, tokens: Artifact) -> None:
     model = GPT.load(prior.local("model.safetensors").parent)
     val = read_split(tokens, TokenCorpus.model_validate(tokens.read_json("tokens.json")), "val")
-    labels_N, tokens_NT = torch.from_numpy(val.labels_N), torch.from_numpy(val.tokens_NT.astype(int))
+    condition_NC, tokens_NT = (
+        torch.from_numpy(val.condition_NC.astype(int)),
+        torch.from_numpy(val.tokens_NT.astype(int)),
+    )
 
     with torch.no_grad():
-        logits_NTV = model(model.vocabulary.condition(labels_N), tokens_NT).double()
+        logits_NTV = model(condition_NC, tokens_NT).double()
     log_likelihood_NT = logits_NTV.log_softmax(-1).gather(-1, tokens_NT[..., None])[..., 0]
 
     bits = -log_likelihood_NT.mean().item() / torch.log(torch.tensor(2.0, dtype=torch.float64)).item()

@@ -192,7 +192,7 @@ def test_guidance_needs_a_prior_with_condition_dropout(made: dict[str, Artifact]
     with pytest.raises(ConfigError, match=r"condition_dropout was 0: set sample\.guidance=1"):
         run({**made, "prior": undropped}, tmp_path, guidance=2.0)
     unlabelled = tiny_prior(tmp_path, made["tokenizer"], classes=())
-    with pytest.raises(ConfigError, match="it has no classes"):
+    with pytest.raises(ConfigError, match="it has no condition"):
         run({**made, "prior": unlabelled}, tmp_path, guidance=2.0)
 
 

@@ -155,7 +155,7 @@ def _bits_per_position(measured: Measured, grid: Sequence[int]) -> dict[str, Any
         name: {
             "value": bits_T.reshape(*grid).tolist(),
             "samples": count,
-            "computed_on": f"tokens of {name.replace('_', '-')} pictures given the class and the tokens before each",
+            "computed_on": f"tokens of {name.replace('_', '-')} pictures given condition and tokens before each",
         }
         for name, (bits_T, count) in splits.items()
     }

@@ -21,7 +21,8 @@ class GPTConfig(StrictModel):
     """Share of embedding and residual-branch values dropped in training, to 1/256. Attention weights are never
     dropped: that would leave the fused attention kernel."""
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of training sequences whose condition becomes the null class; guidance needs more than 0."""
+    """Share of training sequences whose whole condition becomes null; guidance needs more than 0. With several
+    conditions each becomes null by itself too, in as large a share of the others."""
     pkeep: float = Field(default=1.0, ge=0, le=1)
     """Share of input tokens that training keeps; the others become codes drawn uniformly, and the targets stay: the
     prior learns to go on from draws that it should not have made (`pkeep` of taming-transformers)."""

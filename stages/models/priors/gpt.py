@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.models.dropout import SampleDropout, happens, random_words, replace_tokens
+from stages.models.dropout import SampleDropout, drop_segments, replace_tokens
 from stages.models.priors.configs import GPTConfig, PriorDescription
 from stages.models.priors.cross_entropy import projected_token_nats
 from stages.models.vocabulary import Vocabulary
@@ -192,11 +192,11 @@ class GPT(nn.Module):
         return features_BTW
 
     def _corrupted(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs as training sees them: some conditions are the null class, some tokens are any code."""
+        """The inputs as training sees them: some conditions are null, some tokens are any code."""
         config = self.config
         if config.condition_dropout:
-            dropped_B = happens(random_words(keys_B, CONDITION_SITE, 1)[:, 0], config.condition_dropout)
-            condition_BC = self.vocabulary.drop(condition_BC, dropped_B)
+            dropped_BG = drop_segments(keys_B, CONDITION_SITE, len(self.vocabulary.segments), config.condition_dropout)
+            condition_BC = self.vocabulary.drop(condition_BC, dropped_BG)
         if config.pkeep < 1:
             tokens_BT = replace_tokens(
                 tokens_BT, keys_B, TOKEN_SITE, share=1 - config.pkeep, num_codes=self.vocabulary.num_codes

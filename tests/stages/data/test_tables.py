@@ -24,6 +24,7 @@ def write(path: Path, codebook_size: int = 512) -> None:
         captions=["", "naïve", "naïve"],
         variants=[0, 0, 1],
         tokens_NT=TOKENS,
+        condition_NC=np.array([[512], [514], [70_000]]),
         metadata={"tokenizer": "3fa9", "grid": "[2, 2]", "codebook_size": str(codebook_size)},
     )
 
@@ -34,6 +35,7 @@ def test_tokens_come_back(tmp_path: Path) -> None:
     assert (table.keys, table.captions, len(table)) == (["a", "b", "b"], ["", "naïve", "naïve"], 3)
     assert (table.labels.tolist(), table.variants.tolist()) == ([0, 2, 2], [0, 0, 1])
     assert table.tokens_NT.dtype == np.uint16
+    assert (table.condition_NC.dtype, table.condition_NC.tolist()) == (np.int32, [[512], [514], [70_000]])
     np.testing.assert_array_equal(table.tokens_NT, TOKENS)
     assert table.metadata == {"tokenizer": "3fa9", "grid": "[2, 2]", "codebook_size": "512"}
 
@@ -45,7 +47,7 @@ def test_plain_pyarrow_and_pandas_read_the_tokens(tmp_path: Path) -> None:
     assert table.schema.field("tokens").type == pa.list_(pa.uint16(), 4)
     assert table.schema.metadata[b"tokenizer"] == b"3fa9"
     frame = pd.read_parquet(path)
-    assert list(frame.columns) == ["key", "label", "caption", "variant", "tokens"]
+    assert list(frame.columns) == ["key", "label", "caption", "variant", "tokens", "condition_tokens"]
     np.testing.assert_array_equal(np.stack(frame["tokens"].to_list()), TOKENS)
     assert frame["label"].tolist() == [0, 2, 2]
 
@@ -76,9 +78,10 @@ def test_any_columns_come_back_with_their_types(tmp_path: Path) -> None:
 
 def test_empty_tables_keep_their_width(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    write_tokens(
-        path, keys=[], labels=[], captions=[], variants=[], tokens_NT=np.empty((0, 64), dtype=np.uint16), metadata={}
-    )
+    tokens_NT, condition_NC = np.empty((0, 64), dtype=np.uint16), np.empty((0, 3), dtype=np.int32)
+    none: dict[str, list[str]] = {"keys": [], "captions": []}
+    write_tokens(path, **none, labels=[], variants=[], tokens_NT=tokens_NT, condition_NC=condition_NC, metadata={})
+    assert read_tokens(path).condition_NC.shape == (0, 3)
     assert read_tokens(path).tokens_NT.shape == (0, 64)
     assert read_tokens(path).keys == []
 
@@ -88,5 +91,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.parquet cannot be read as Parquet"):
         read_table(tmp_path / "no.parquet")
     write_table(tmp_path / "other.parquet", {"key": ["a"]})
-    with pytest.raises(DataError, match=r"other\.parquet is no table of tokens: it has no column caption, label"):
+    with pytest.raises(
+        DataError, match=r"other\.parquet is no table of tokens: it has no column caption, condition_tokens, label"
+    ):
         read_tokens(tmp_path / "other.parquet")

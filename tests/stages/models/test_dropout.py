@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.models.dropout import SampleDropout, happens, random_words, replace_tokens, sample_keys
+from stages.models.dropout import SampleDropout, drop_segments, happens, random_words, replace_tokens, sample_keys
 
 MASK_64 = 2**64 - 1
 
@@ -152,3 +152,22 @@ def test_a_compiler_can_trace_it_whole() -> None:
     dropout, keys_B, x = SampleDropout(0.3, 1), keys(4), torch.randn(4, 6, 10)
     traced = torch.compile(dropout, backend="aot_eager", fullgraph=True)
     assert torch.equal(traced(x, keys_B), dropout(x, keys_B))
+
+
+def test_a_single_condition_is_dropped_as_often_as_asked() -> None:
+    keys_B = sample_keys(0, torch.arange(20_000))
+    dropped_B1 = drop_segments(keys_B, 0, 1, 0.1)
+    assert dropped_B1.shape == (20_000, 1)
+    assert dropped_B1.double().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(dropped_B1[:, 0], happens(random_words(keys_B, 0, 1)[:, 0], 0.1))
+
+
+def test_several_conditions_are_dropped_together_and_one_by_one() -> None:
+    dropped_B2 = drop_segments(sample_keys(0, torch.arange(20_000)), 0, 2, 0.3)
+    shares = {
+        pattern: (dropped_B2 == torch.tensor(pattern)).all(1).double().mean().item()
+        for pattern in ((True, True), (True, False), (False, True))
+    }
+    assert shares[True, True] == pytest.approx(0.3 + 0.7 * 0.09, abs=0.015)
+    assert shares[True, False] == pytest.approx(0.7 * 0.3 * 0.7, abs=0.015)
+    assert shares[False, True] == pytest.approx(0.7 * 0.3 * 0.7, abs=0.015)

@@ -26,22 +26,22 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 
 def test_a_sample_has_the_same_bits_in_whatever_company_it_is_drawn(generator: Generator) -> None:
     labels = [n % 3 for n in range(10)]
-    whole = generator.generate(labels, range(10), seed=3, batch_size=4)
-    alone = generator.generate([labels[7]], [7], seed=3, batch_size=4)
+    whole = generator.generate(generator.of_classes(labels), range(10), seed=3, batch_size=4)
+    alone = generator.generate(generator.of_classes([labels[7]]), [7], seed=3, batch_size=4)
     assert np.array_equal(alone.pictures_NHWC[0], whole.pictures_NHWC[7])
     assert np.array_equal(alone.tokens_NT[0], whole.tokens_NT[7])
     assert alone.log_likelihood_N[0] == whole.log_likelihood_N[7]
 
 
 def test_seeds_and_ids_give_different_pictures(generator: Generator) -> None:
-    one = generator.generate([0] * 6, range(6), seed=3, batch_size=6)
-    other = generator.generate([0] * 6, range(6), seed=4, batch_size=6)
+    one = generator.generate(generator.of_classes([0] * 6), range(6), seed=3, batch_size=6)
+    other = generator.generate(generator.of_classes([0] * 6), range(6), seed=4, batch_size=6)
     assert len(np.unique(one.tokens_NT, axis=0)) > 3
     assert not np.array_equal(one.tokens_NT, other.tokens_NT)
 
 
 def test_pictures_have_the_size_and_range_of_the_tokenizers(generator: Generator) -> None:
-    drawn = generator.generate([0, -1], [5, 6], seed=0, batch_size=2)
+    drawn = generator.generate(generator.of_classes([0, -1]), [5, 6], seed=0, batch_size=2)
     assert drawn.pictures_NHWC.shape == (2, 16, 16, 3)
     assert drawn.pictures_NHWC.dtype == np.uint8
     assert drawn.classes == ["cats", ""]
@@ -51,7 +51,7 @@ def test_pictures_have_the_size_and_range_of_the_tokenizers(generator: Generator
 
 def test_an_unknown_label_is_refused(generator: Generator) -> None:
     with pytest.raises(ConfigError, match=r"labels \[3\] are unknown: use 0 to 2"):
-        generator.generate([0, 3], [0, 1], seed=0)
+        generator.of_classes([0, 3])
 
 
 def test_a_tokenizer_that_does_not_fit_the_prior_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stages.sampling.tokens import draw_tokens
 
 def make_gpt(num_codes: int = 40, num_tokens: int = 12, std: float = 0.3, dtype: torch.dtype = torch.float64) -> GPT:
     torch.manual_seed(0)
-    vocabulary = Vocabulary(num_codes=num_codes, num_classes=3)
+    vocabulary = Vocabulary.by_class(num_codes, 3)
     config = GPTConfig(num_layers=2, num_heads=2, width=32, condition_dropout=0.1)
     model = GPT(config, vocabulary=vocabulary, num_tokens=num_tokens).to(dtype)
     for parameter in model.parameters():

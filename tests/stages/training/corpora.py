@@ -79,6 +79,7 @@ def _write_table(unit: Unit, folder: Path) -> dict[str, Any]:
         captions=[""] * rows,
         variants=np.zeros(rows, np.int32),
         tokens_NT=(np.cumsum(moves, axis=1) % CODES).astype(np.uint16),
+        condition_NC=CODES + labels[:, None],
         metadata={"tokenizer": unit.recipe["tokenizer"], "codebook_size": str(CODES)},
     )
     return {"rows": rows}

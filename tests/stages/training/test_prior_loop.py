@@ -319,6 +319,14 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
         ({"grid": [4, 4]}, "has 12 tokens a picture, tokens.json says 4x4"),
         ({"codebook_size": 7}, "holds token 7, tokens.json knows 7 of them"),
         ({"classes": ["falling"]}, "holds label 1, tokens.json knows 1 of them"),
+        (
+            {"condition": [{"kind": "edges", "length": 2, "size": 1}]},
+            "has 1 condition tokens a picture, tokens.json says 2",
+        ),
+        (
+            {"condition": [{"kind": "caption", "length": 1, "size": 0}]},
+            "holds caption token 9, tokens.json knows 8 to 8",
+        ),
     ],
 )
 def test_tables_that_contradict_tokens_json_are_refused(tmp_path: Path, promised: dict[str, Any], message: str) -> None:
@@ -357,7 +365,7 @@ def test_the_null_class_is_learnt_only_where_conditions_are_dropped(tokens: Arti
         model = MODEL.model_copy(update={"condition_dropout": share})
         job = job_at(tmp_path / f"{share}-{steps}", tokens, model=model, steps=steps, validate_every=2)
         weights = load_file(job.folder.local(f"{train(job)['result']}/model.safetensors"))
-        return weights["token_embedding.weight"][job.corpus.vocabulary.null_token]
+        return weights["token_embedding.weight"][job.corpus.vocabulary.null_tokens[0]]
 
     assert torch.equal(null_embedding(0.0, 2), null_embedding(0.0, 4))
     assert not torch.equal(null_embedding(0.5, 2), null_embedding(0.5, 4))

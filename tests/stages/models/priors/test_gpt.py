@@ -17,7 +17,7 @@ from stages.models.priors.cross_entropy import token_nats
 from stages.models.priors.gpt import CONDITION_SITE, GPT, TOKEN_SITE
 from stages.models.vocabulary import TokenSpace, Vocabulary
 
-VOCABULARY = Vocabulary(num_codes=11, num_classes=3)
+VOCABULARY = Vocabulary.by_class(11, 3)
 NUM_TOKENS = 9
 
 

@@ -1,0 +1,1 @@
+"""Turning shards into tables of tokens: what the workers of the encode stage do."""
