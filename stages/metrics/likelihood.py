@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from stages.models.priors.gpt import GPT
+    from stages.models.priors.prior import Prior
 
 
 def token_bits(
-    prior: GPT, tokens_NT: NDArray[np.integer], condition_NC: NDArray[np.integer], *, batch_size: int, device: str
+    prior: Prior, tokens_NT: NDArray[np.integer], condition_NC: NDArray[np.integer], *, batch_size: int, device: str
 ) -> NDArray[np.float64]:
     """-log2 p(token | condition, tokens before it): bits_NT. A prior that knows nothing needs log2(codebook size)."""
     import torch

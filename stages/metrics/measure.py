@@ -29,7 +29,8 @@ from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
 from stages.models.losses.perceptual import FeatureDistance
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
+from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ class Measurer:
         return Tokenizer.load(self.tokenizer_folder, self.device)
 
     @cached_property
-    def _prior(self) -> GPT:
-        return GPT.load(self.prior_folder, self.device)
+    def _prior(self) -> Prior:
+        return load_prior(self.prior_folder, self.device)
 
 
 def read_pictures(shard: Shard | Path, recipe: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -13,7 +13,8 @@ import torch
 from pipeline.errors import ConfigError
 from stages.data.images import to_uint8
 from stages.models.priors.configs import PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
+from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
 from stages.sampling.filters import LogitFilter
 from stages.sampling.noise import GumbelNoise
@@ -59,7 +60,7 @@ class Samples:
 class Generator:
     """Draws pictures; what (seed, id, condition) give depends on the batch's shape, not on the others in it."""
 
-    def __init__(self, tokenizer: Tokenizer, prior: GPT, classes: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prior: Prior, classes: Sequence[str]) -> None:
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
         self.classes = tuple(classes)
@@ -76,7 +77,7 @@ class Generator:
                 f"the tokenizer in {tokenizer_folder} has codebook size and grid {ours}, the prior in {prior_folder} "
                 f"expects {theirs}: load the tokenizer that the prior was trained with, {prior.tokenizer[:12]}"
             )
-        return cls(tokenizer, GPT.load(prior_folder, device), prior.classes)
+        return cls(tokenizer, load_prior(prior_folder, device), prior.classes)
 
     def of_classes(self, labels: Sequence[int]) -> np.ndarray:
         """Condition tokens [N, C] of pictures of which only the class is given; label -1: not even that."""

@@ -1,4 +1,4 @@
-"""Gumbel noise that belongs to a sample, not to a batch or a worker: a pure function of (seed, id, position, code)."""
+"""Gumbel noise that belongs to a sample, not to a batch or a worker: a pure function of (seed, id, place, code)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 class GumbelNoise:
     """Standard Gumbel noise for some samples, from the counter-based Philox4x64 (Salmon et al., 2011).
 
-    The key is (seed, sample id), the counter's highest word the token position; codes run through the lowest word.
+    The key is (seed, sample id), the counter's highest word the token's place; codes run through the lowest word.
     The argmax of logits + noise is a draw from their softmax (Gumbel-max). Philox's raw output is fixed for ever,
     unlike the streams of numpy's distributions.
     """
@@ -23,9 +23,9 @@ class GumbelNoise:
         # Assigning a state is four times as fast as building a generator (7 against 32 us).
         self._state: Any = dict(self._philox.state, buffer_pos=4, has_uint32=0, uinteger=0)
 
-    def at(self, position: int, num_codes: int) -> np.ndarray:
-        """Return float64 noise [B, V] for the token at `position`, a row for each sample."""
-        counter = np.array([0, 0, 0, position], dtype=np.uint64)
+    def at(self, place: int, num_codes: int) -> np.ndarray:
+        """Return float64 noise [B, V] for the token at `place` of the grid, a row for each sample."""
+        counter = np.array([0, 0, 0, place], dtype=np.uint64)
         raw_BV = np.empty((len(self._keys), num_codes), dtype=np.uint64)
         for row, key in enumerate(self._keys):
             self._state["state"] = {"counter": counter, "key": key}

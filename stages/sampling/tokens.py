@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.errors import StageError
 from stages.models.priors.cross_entropy import token_nats
-from stages.models.priors.gpt import GPT
+from stages.models.priors.prior import Prior
 from stages.sampling.filters import LogitFilter
 from stages.sampling.noise import GumbelNoise
 
@@ -16,7 +16,7 @@ from stages.sampling.noise import GumbelNoise
 
 @torch.inference_mode()
 def draw_tokens(
-    prior: GPT,
+    prior: Prior,
     condition_BC: Tensor,
     noise: GumbelNoise,
     *,
@@ -38,12 +38,12 @@ def draw_tokens(
     logits_RV = prior.prefill(condition_BC, cache)
     tokens_BT = torch.empty(B, prior.num_tokens, dtype=torch.long, device=condition_BC.device)
     log_likelihood_B = torch.zeros(B, dtype=torch.float64, device=condition_BC.device)
-    for position in range(prior.num_tokens):
+    for position, place in enumerate(prior.order):
         conditional_BV = logits_RV[:B]
         drawn_from_BV = _guide(conditional_BV, logits_RV[B:], guidance) if guided else conditional_BV
-        noise_BV = torch.from_numpy(noise.at(position, prior.vocabulary.num_codes)).to(condition_BC.device)
+        noise_BV = torch.from_numpy(noise.at(place, prior.vocabulary.num_codes)).to(condition_BC.device)
         tokens_B = (logit_filter(drawn_from_BV) + noise_BV).argmax(dim=-1)
-        tokens_BT[:, position] = tokens_B
+        tokens_BT[:, place] = tokens_B
         log_likelihood_B -= token_nats(conditional_BV[:, None], tokens_B[:, None])[:, 0]
         if position + 1 < prior.num_tokens:
             logits_RV = prior.step(tokens_B.repeat(2) if guided else tokens_B, position, cache)

@@ -19,7 +19,7 @@ from pipeline.runtime import Rank, Reporter
 from pipeline.storage import Folder
 from stages.data.order import Order
 from stages.models.priors.configs import PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import build_prior
 from stages.models.vocabulary import TokenCorpus
 from stages.training.activations import checkpoint_activations
 from stages.training.checkpoints import Checkpoint, Checkpoints, reseed
@@ -94,7 +94,7 @@ class PriorTrainer:
         if not len(val) and rank.rank == 0:
             session.reporter.warn("there are no validation tokens: the last weights are kept, patience has no effect")
         reseed(job.config.seed, 0, 0)  # the same weights on every rank
-        model = GPT.build(self.description).to(fabric.device)
+        model = build_prior(self.description).to(fabric.device)
         if job.cluster.activation_checkpointing:
             checkpoint_activations(model)
         module: Any = TokenNats(model)

@@ -7,13 +7,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import StrictModel
-from stages.models.priors.configs import GPTConfig
+from stages.models.priors.configs import GPTConfig, PriorModelConfig
 
 
 class PriorConfig(StrictModel):
     """How the prior learns the tokens."""
 
-    model: GPTConfig = GPTConfig()
+    model: PriorModelConfig = GPTConfig()
     """The network. What it draws at random in training follows from `seed` and a picture's place in the order."""
     steps: int = Field(default=600, ge=1)
     """Updates, unless `patience` ends training earlier. Raising it goes on from the last checkpoint."""

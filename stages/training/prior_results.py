@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.models.priors.configs import PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.prior import Prior
 from stages.training.states import save_state
 
 
 def write_result(
     folder: Path,
     *,
-    model: GPT,
+    model: Prior,
     description: PriorDescription,
     training: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],

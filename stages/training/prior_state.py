@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StageError
-from stages.models.priors.gpt import GPT
+from stages.models.priors.prior import Prior
 
 
 @dataclass
 class PriorState:
     """All of the training's state; the same on every rank."""
 
-    model: GPT
+    model: Prior
     optimizer: torch.optim.AdamW
     step: int = 0
     validations: list[tuple[int, float]] = field(default_factory=list)

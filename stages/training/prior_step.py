@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.runtime import Rank
 from stages.models.dropout import sample_keys
-from stages.models.priors.gpt import GPT
+from stages.models.priors.prior import Prior
 from stages.training.fabric import Fabric, accumulating, all_reduce_sum, autocast
 from stages.training.prior_config import PriorConfig
 from stages.training.prior_state import PriorState
@@ -24,7 +24,7 @@ from stages.training.token_data import Batch
 class TokenNats(nn.Module):
     """The prior as DDP wraps it: forward ends at the likelihoods [B, T], for the logits never exist all at once."""
 
-    def __init__(self, prior: GPT) -> None:
+    def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior = prior
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import re
 import statistics
 import sys
@@ -42,7 +43,8 @@ from tests.benchmarks.support.contestants import Contestant
 
 # Shapes: B batch, C condition tokens, T image tokens, V codes.
 
-LAYERS, WIDTH, HEADS, TOKENS, CODES, BATCH = 8, 512, 8, 256, 1024, 16
+LAYERS, WIDTH, HEADS, GRID, CODES, BATCH = 8, 512, 8, (16, 16), 1024, 16
+TOKENS = math.prod(GRID)
 LEARNING_RATE, DECAY = 1e-4, 0.01
 SHORT_BATCH = 1
 
@@ -157,7 +159,7 @@ def our_model(dropout: float) -> GPT:
     """Ours from seed 0, with positions that are not zero."""
     torch.manual_seed(0)
     config = GPTConfig(num_layers=LAYERS, num_heads=HEADS, width=WIDTH, dropout=dropout, condition_dropout=0.0)
-    model = GPT(config, vocabulary=Vocabulary.by_class(CODES, 0), num_tokens=TOKENS)
+    model = GPT(config, vocabulary=Vocabulary.by_class(CODES, 0), grid=GRID)
     nn.init.normal_(model.position_embedding_PW, std=0.02)
     return model
 

@@ -23,7 +23,7 @@ from stages.data.loader import load_all
 from stages.data.shards import Sample, open_split, write_shard
 from stages.data.tables import write_tokens
 from stages.models.priors.configs import GPTConfig, PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import build_prior
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, LightBackboneConfig, TokenizerModelConfig
 from stages.models.vocabulary import TokenSpace, Vocabulary
@@ -164,7 +164,7 @@ def prior(config: World, *, tokens: Artifact, output: Output, runtime: BoundRunt
     space = {name: value for name, value in tokens.read_json("tokens.json").items() if not name.startswith("num_")}
     gpt = GPTConfig(num_layers=1, num_heads=2, width=16)
     description = PriorDescription.of(gpt, TokenSpace.model_validate(space))
-    output.write("model.safetensors", GPT.build(description).weights())
+    output.write("model.safetensors", build_prior(description).weights())
     output.write_json("config.json", description.model_dump(mode="json"))
     rows = [{"step": step, "train/bits_per_token": 4.0 - step / 100} for step in range(1, 60 if config.history else 1)]
     output.write("history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

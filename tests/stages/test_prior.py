@@ -18,7 +18,7 @@ from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
 from stages.models.priors.configs import GPTConfig, PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
 from stages.models.vocabulary import TokenCorpus
 from stages.prior import PriorConfig, train_prior
 from stages.training.states import load_state
@@ -70,7 +70,7 @@ def test_the_artifact_holds_the_documented_files(prior: Artifact) -> None:
 
 
 def test_the_loaded_model_has_the_reported_likelihood(prior: Artifact, tokens: Artifact) -> None:
-    model = GPT.load(prior.local("model.safetensors").parent)
+    model = load_prior(prior.local("model.safetensors").parent)
     val = read_split(tokens, TokenCorpus.model_validate(tokens.read_json("tokens.json")), "val")
     condition_NC, tokens_NT = (
         torch.from_numpy(val.condition_NC.astype(int)),

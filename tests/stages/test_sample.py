@@ -22,7 +22,7 @@ from stages import sample as sample_module
 from stages.data.images import decode_image, to_uint8
 from stages.data.shards import ShardReader, open_split
 from stages.data.tables import read_table
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
 from stages.models.tokenizer import Tokenizer
 from stages.sample import SampleConfig, plan_units, sample
 from tests.stages.tiny import tiny_prior, tiny_tokenizer
@@ -63,7 +63,7 @@ def test_classes_are_drawn_in_turn_and_described_in_the_table(made: dict[str, Ar
 def test_the_table_holds_tokens_and_their_likelihood_under_the_prior(made: dict[str, Artifact], tmp_path: Path) -> None:
     artifact = run(made, tmp_path, temperature=0.8, top_k=10, guidance=2.0)
     rows = table(artifact)
-    prior = GPT.load(made["prior"].local("model.safetensors").parent)
+    prior = load_prior(made["prior"].local("model.safetensors").parent)
     tokens_NT = torch.from_numpy(np.stack(rows["tokens"])).long()
     with torch.no_grad():
         _, nats_NT = prior.loss(prior.vocabulary.condition(torch.tensor(rows["label"])), tokens_NT)

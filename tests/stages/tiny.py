@@ -114,7 +114,7 @@ def _prior(config: TinyConfig, *, output: Any, runtime: Any) -> dict[str, int]:
     import torch
 
     from stages.models.priors.configs import GPTConfig, PriorDescription
-    from stages.models.priors.gpt import GPT
+    from stages.models.priors.load import build_prior
 
     description = PriorDescription(
         tokenizer=config.tokenizer_digest,
@@ -126,7 +126,7 @@ def _prior(config: TinyConfig, *, output: Any, runtime: Any) -> dict[str, int]:
         model=GPTConfig(num_layers=1, num_heads=2, width=16, condition_dropout=config.condition_dropout),
     )
     torch.manual_seed(config.seed)
-    model = GPT.build(description)
+    model = build_prior(description)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     _write_files(output, functools.partial(model.save, description=description))

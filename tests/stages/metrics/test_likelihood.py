@@ -13,7 +13,7 @@ from stages.models.vocabulary import Vocabulary
 def small_prior() -> GPT:
     torch.manual_seed(0)
     config = GPTConfig(num_layers=1, num_heads=2, width=16)
-    return GPT(config, vocabulary=Vocabulary.by_class(8, 3), num_tokens=6).eval()
+    return GPT(config, vocabulary=Vocabulary.by_class(8, 3), grid=(2, 3)).eval()
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray]:

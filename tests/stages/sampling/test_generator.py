@@ -8,7 +8,7 @@ import pytest
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from stages.models.priors.configs import PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import build_prior
 from stages.sampling.generator import Generator
 from tests.stages.tiny import tiny_prior, tiny_tokenizer
 
@@ -60,6 +60,6 @@ def test_a_tokenizer_that_does_not_fit_the_prior_is_refused(tmp_path: Path) -> N
     text = (folder_of(fitting) / "config.json").read_bytes()
     description = PriorDescription.model_validate_json(text).model_copy(update={"codebook_size": 21})
     (tmp_path / "other").mkdir()
-    GPT.build(description).save(tmp_path / "other", description)
+    build_prior(description).save(tmp_path / "other", description)
     with pytest.raises(ConfigError, match=r"\(20, \(2, 2\)\), the prior in .* expects \(21, \(2, 2\)\)"):
         Generator.load(folder_of(tokenizer), tmp_path / "other")

@@ -17,11 +17,13 @@ from stages.sampling.noise import GumbelNoise
 from stages.sampling.tokens import draw_tokens
 
 
-def make_gpt(num_codes: int = 40, num_tokens: int = 12, std: float = 0.3, dtype: torch.dtype = torch.float64) -> GPT:
+def make_gpt(
+    num_codes: int = 40, grid: tuple[int, int] = (3, 4), std: float = 0.3, dtype: torch.dtype = torch.float64
+) -> GPT:
     torch.manual_seed(0)
     vocabulary = Vocabulary.by_class(num_codes, 3)
     config = GPTConfig(num_layers=2, num_heads=2, width=32, condition_dropout=0.1)
-    model = GPT(config, vocabulary=vocabulary, num_tokens=num_tokens).to(dtype)
+    model = GPT(config, vocabulary=vocabulary, grid=grid).to(dtype)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model.eval()
@@ -34,7 +36,7 @@ def draw(model: GPT, ids: list[int], **options: object) -> tuple[torch.Tensor, t
 
 
 def test_frequencies_are_the_exact_probabilities() -> None:
-    model = make_gpt(num_codes=3, num_tokens=3)
+    model = make_gpt(num_codes=3, grid=(1, 3))
     condition_BC = model.vocabulary.condition(torch.zeros(1, dtype=torch.long))
     sequences_ST = torch.tensor(list(itertools.product(range(3), repeat=3)))
     with torch.no_grad():

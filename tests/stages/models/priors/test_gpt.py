@@ -14,11 +14,13 @@ from stages.models.dropout import random_words, sample_keys
 from stages.models.priors import cross_entropy
 from stages.models.priors.configs import GPTConfig, PriorDescription
 from stages.models.priors.cross_entropy import token_nats
-from stages.models.priors.gpt import CONDITION_SITE, GPT, TOKEN_SITE
+from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
+from stages.models.priors.prior import CONDITION_SITE, TOKEN_SITE
 from stages.models.vocabulary import TokenSpace, Vocabulary
 
 VOCABULARY = Vocabulary.by_class(11, 3)
-NUM_TOKENS = 9
+GRID, NUM_TOKENS = (3, 3), 9
 
 
 def make_gpt(**settings: float) -> GPT:
@@ -26,7 +28,7 @@ def make_gpt(**settings: float) -> GPT:
     torch.manual_seed(0)
     keys = {"dropout": 0.0, "condition_dropout": 0.0, **settings}
     config = GPTConfig(num_layers=2, num_heads=2, width=16, **keys)  # type: ignore[arg-type]
-    model = GPT(config, vocabulary=VOCABULARY, num_tokens=NUM_TOKENS).double()
+    model = GPT(config, vocabulary=VOCABULARY, grid=GRID).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model.eval()
@@ -142,7 +144,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_an_untrained_model_is_nearly_uniform() -> None:
-    model = GPT(GPTConfig(num_layers=2, num_heads=2, width=16), vocabulary=VOCABULARY, num_tokens=NUM_TOKENS).eval()
+    model = GPT(GPTConfig(num_layers=2, num_heads=2, width=16), vocabulary=VOCABULARY, grid=GRID).eval()
     loss, _ = model.loss(*some_batch(50))
     assert loss.item() == pytest.approx(math.log(11), abs=0.02)
 
@@ -229,7 +231,7 @@ def test_a_loaded_model_gives_the_same_logits_and_its_files_are_reproducible(tmp
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         model.save(tmp_path / name, description)
-    loaded = GPT.load(tmp_path / "one")
+    loaded = load_prior(tmp_path / "one")
     assert torch.equal(loaded(*some_batch()), model(*some_batch()))
     assert not loaded.training
     for name in ("model.safetensors", "config.json"):

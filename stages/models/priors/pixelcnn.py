@@ -1,0 +1,134 @@
+"""The gated PixelCNN prior: convolutions over the grid of token embeddings, with a cache for drawing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.models.priors.configs import PixelCNNConfig
+from stages.models.priors.gated_block import BlockCache, GatedBlock
+from stages.models.priors.prior import FIRST_OWN_SITE, Prior
+from stages.models.vocabulary import Vocabulary
+
+# Shapes: B batch, C condition tokens, T image tokens, W channels, H rows, P places of a row (its columns), V codes.
+
+Cache = list[BlockCache]
+
+
+@dataclass(frozen=True)
+class ConditionMap:
+    """A run of condition tokens that form a map, row by row."""
+
+    start: int
+    """Place of the first one among the condition's tokens."""
+    grid: tuple[int, int]
+    """Rows and columns."""
+
+    @property
+    def stop(self) -> int:
+        """Place after the last one."""
+        return self.start + self.grid[0] * self.grid[1]
+
+
+class PixelCNN(Prior):
+    """Gated PixelCNN over a picture's tokens (van den Oord et al. 2016, arXiv:1606.05328), without a blind spot.
+
+    It reads tokens through an embedding: their numbers have no order. Of the condition, tokens that form a map reach
+    each place from the nearest place of the map (equation 5), all others reach every place alike (equation 4).
+    """
+
+    config: PixelCNNConfig
+    blocks: Sequence[GatedBlock]
+
+    def __init__(
+        self,
+        config: PixelCNNConfig,
+        *,
+        vocabulary: Vocabulary,
+        grid: tuple[int, int],
+        condition_maps: Sequence[ConditionMap] = (),
+    ) -> None:
+        super().__init__(config, vocabulary=vocabulary, grid=grid)
+        self.condition_maps = tuple(condition_maps)
+        mapped = {place for condition_map in condition_maps for place in range(condition_map.start, condition_map.stop)}
+        self.global_places = [place for place in range(vocabulary.condition_length) if place not in mapped]
+        self.token_embedding = nn.Embedding(vocabulary.size, config.width)
+        if self.global_places:
+            self.condition_projection = nn.Linear(len(self.global_places) * config.width, config.width)
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
+            GatedBlock(config, first=not number, site=FIRST_OWN_SITE + number)
+            for number in range(1 + config.num_blocks)
+        )
+        self.hidden = nn.Linear(config.width, config.head_width)
+        self.head = nn.Linear(config.head_width, vocabulary.num_codes, bias=False)
+
+    def features(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """What the head reads [B, T, W] to predict every image token."""
+        s_BWHP = self._condition(condition_BC)
+        x_BWHP = self._embed_map(tokens_BT, self.grid)
+        v_BWHP, h_BWHP = x_BWHP, x_BWHP
+        for block in self.blocks:
+            v_BWHP, h_BWHP = block(v_BWHP, h_BWHP, s_BWHP, keys_B)
+        return self._head_features(h_BWHP.flatten(2).transpose(1, 2))
+
+    def new_cache(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> Cache:
+        """Room for what the blocks remember of `batch` pictures; device and dtype default to the weights'."""
+        like = self.head.weight.new_empty(0, device=device, dtype=dtype)
+        return [block.new_cache(batch, self.grid, like) for block in self.blocks]
+
+    def prefill(self, condition_BC: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] of the first image token."""
+        s_BWHP = self._condition(condition_BC)
+        for block, block_cache in zip(self.blocks, cache, strict=True):
+            block.start(s_BWHP, block_cache)
+        return self._logits_at(0, cache)
+
+    def step(self, tokens_B: Tensor, position: int, cache: Cache) -> Tensor:
+        """Logits [B, V] of image token position + 1, given `tokens_B` at `position` and the cached ones before it.
+
+        The horizontal stack computes one place, the vertical one a row at the end of each.
+        """
+        assert 0 <= position < self.num_tokens - 1, f"no token follows {position} in a grid of {self.num_tokens}"
+        row, column = divmod(position, self.grid[1])
+        first_cache = cache[0]
+        self.blocks[0].remember(self.token_embedding(tokens_B), column, first_cache)
+        if column == self.grid[1] - 1:
+            v_BWP = first_cache.left_BWQ[:, :, self.blocks[0].reach :]
+            for block, block_cache in zip(self.blocks, cache, strict=True):
+                v_BWP = block.finish_row(v_BWP, row, block_cache)
+        return self._logits_at(position + 1, cache)
+
+    def _logits_at(self, position: int, cache: Cache) -> Tensor:
+        row, column = divmod(position, self.grid[1])
+        h_BW = None
+        for block, block_cache in zip(self.blocks, cache, strict=True):
+            h_BW = block.extend_row(h_BW, row, column, block_cache)
+        assert h_BW is not None
+        logits_BV: Tensor = self.head(self._head_features(h_BW))
+        return logits_BV
+
+    def _condition(self, condition_BC: Tensor) -> Tensor:
+        """What every block knows of the condition: s_BWHP, of one row and column if it is the same everywhere."""
+        parts: list[Tensor] = []
+        if self.global_places:
+            globals_BN = self.token_embedding(condition_BC[:, self.global_places]).flatten(1)
+            parts.append(self.condition_projection(globals_BN)[:, :, None, None])
+        for condition_map in self.condition_maps:
+            map_BWHP = self._embed_map(condition_BC[:, condition_map.start : condition_map.stop], condition_map.grid)
+            parts.append(F.interpolate(map_BWHP, self.grid, mode="nearest-exact"))
+        return functools.reduce(torch.add, parts)
+
+    def _embed_map(self, tokens_BN: Tensor, grid: tuple[int, int]) -> Tensor:
+        x_BWHP: Tensor = self.token_embedding(tokens_BN).unflatten(1, grid).permute(0, 3, 1, 2)
+        return x_BWHP
+
+    def _head_features(self, h: Tensor) -> Tensor:
+        """[..., W] -> [..., head_width]."""
+        features: Tensor = self.hidden(h.relu()).relu()
+        return features

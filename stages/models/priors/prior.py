@@ -1,0 +1,115 @@
+"""What training, sampling and judging need of a prior, whatever its architecture."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from stages.models.dropout import drop_segments, replace_tokens
+from stages.models.priors.configs import GPTConfig, PixelCNNConfig, PriorDescription
+from stages.models.priors.cross_entropy import projected_token_nats
+from stages.models.priors.token_order import places_in_order
+from stages.models.vocabulary import Vocabulary
+
+# Shapes: B batch, C condition tokens, T image tokens, W features, V codes.
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "config.json"
+CONDITION_SITE, TOKEN_SITE = range(2)
+"""Places that draw at random in training; an architecture's own have the numbers from `FIRST_OWN_SITE`."""
+FIRST_OWN_SITE = 2
+
+
+class Prior(nn.Module, ABC):
+    """Autoregressive model of a picture's tokens, given a condition.
+
+    Tokens and what is said of them are in raster order everywhere but in `step`, which takes them in `order`.
+    What training adds at random (dropped conditions, replaced input tokens, dropout) is a function of the samples'
+    keys (`dropout.sample_keys`) and happens where they are given, whether in `train` or `eval` mode.
+    """
+
+    head: nn.Linear
+    """Features to logits; without a bias."""
+
+    def __init__(self, config: GPTConfig | PixelCNNConfig, *, vocabulary: Vocabulary, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.grid = grid
+        self.num_tokens = grid[0] * grid[1]
+        self.order = places_in_order(config.order, grid)
+        """Places of the grid in the order of drawing."""
+
+    @abstractmethod
+    def features(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """What the head reads [B, T, W] of every place, given the condition and the tokens before it in `order`.
+
+        `keys_B` switches dropout on; the inputs are taken as they are.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> Any:
+        """What `prefill` fills and `step` reads and extends; device and dtype default to the weights'."""
+
+    @abstractmethod
+    def prefill(self, condition_BC: Tensor, cache: Any) -> Tensor:
+        """Logits [B, V] of the first token in `order`; whatever the cache held is forgotten."""
+
+    @abstractmethod
+    def step(self, tokens_B: Tensor, position: int, cache: Any) -> Tensor:
+        """Logits [B, V] of the token after `position` in `order`, given `tokens_B` there and all cached before."""
+
+    def forward(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of every image token given the condition and the image tokens before it.
+
+        `condition_BC` holds table tokens (`Vocabulary.condition`).
+        """
+        logits_BTV: Tensor = self.head(self._training_features(condition_BC, tokens_BT, keys_B))
+        return logits_BTV
+
+    def loss(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood in nats per image token, and its parts [B, T]; logits never fill the memory."""
+        features_BTW = self._training_features(condition_BC, tokens_BT, keys_B)
+        nats_BT = projected_token_nats(features_BTW, self.head.weight, tokens_BT)
+        return nats_BT.mean(), nats_BT
+
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """AdamW's parameter groups: weights of matrix products and convolutions decay; the others do not."""
+        products = {id(module.weight) for module in self.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+        decayed = [p for p in self.parameters() if id(p) in products]
+        others = [p for p in self.parameters() if id(p) not in products]
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def weights(self) -> bytes:
+        """The weights as a safetensors file: the same bytes for the same weights."""
+        data: bytes = safetensors.torch.save({name: value.contiguous() for name, value in self.state_dict().items()})
+        return data
+
+    def save(self, folder: Path, description: PriorDescription) -> None:
+        """Write model.safetensors and config.json, all that `load_prior` needs."""
+        (folder / WEIGHTS).write_bytes(self.weights())
+        text = json.dumps(description.model_dump(mode="json"), indent=2, sort_keys=True)
+        (folder / DESCRIPTION).write_text(text + "\n")
+
+    def _training_features(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None) -> Tensor:
+        if keys_B is not None:
+            condition_BC, tokens_BT = self._corrupted(condition_BC, tokens_BT, keys_B)
+        return self.features(condition_BC, tokens_BT, keys_B)
+
+    def _corrupted(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs as training sees them: some conditions are null, some tokens are any code."""
+        config = self.config
+        if config.condition_dropout:
+            dropped_BG = drop_segments(keys_B, CONDITION_SITE, len(self.vocabulary.segments), config.condition_dropout)
+            condition_BC = self.vocabulary.drop(condition_BC, dropped_BG)
+        if config.pkeep < 1:
+            tokens_BT = replace_tokens(
+                tokens_BT, keys_B, TOKEN_SITE, share=1 - config.pkeep, num_codes=self.vocabulary.num_codes
+            )
+        return condition_BC, tokens_BT

@@ -1,0 +1,48 @@
+"""Rotary positions (Su et al. 2021, RoPE) of tokens that have a row and a column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Shapes: B batch, H heads, S positions fed at once, P positions, D width of a head,
+# R = D/2 pairs of a head's channels, F = D/4 frequencies of an axis.
+
+BASE = 10_000.0
+"""Slowest frequency: 1 / BASE turns into the slowest angle a step, in radians; LlamaGen's, and the paper's."""
+
+
+def grid_places(condition_length: int, grid: tuple[int, int], order: Sequence[int]) -> Tensor:
+    """Row and column [P, 2] of each position: the condition's tokens, then the image's in `order`.
+
+    Image tokens lie in their grid. Condition tokens come before it on both axes, one after another along the
+    diagonal, as text before a picture in Qwen2-VL (Wang et al. 2024, M-RoPE): every token knows how far it is from
+    them, and so where in the grid it lies.
+    """
+    condition_C2 = torch.arange(-condition_length, 0)[:, None].expand(-1, 2)
+    places_T = torch.tensor(order)
+    image_T2 = torch.stack([places_T // grid[1], places_T % grid[1]], dim=1)
+    return torch.cat([condition_C2, image_T2])
+
+
+def rotation(places_P2: Tensor, head_width: int) -> Tensor:
+    """Cosines and sines [2, P, R] by which `rotate` turns a head's pairs of channels; float64.
+
+    The first half of the pairs turns with the row, the second with the column, each with F frequencies.
+    """
+    steps_F = torch.arange(head_width // 4, dtype=torch.float64) / (head_width // 4)
+    angles_P2F = places_P2.double()[:, :, None] * BASE**-steps_F
+    angles_PR = angles_P2F.flatten(1)
+    return torch.stack([angles_PR.cos(), angles_PR.sin()])
+
+
+def rotate(x_BHSD: Tensor, rotation_2SR: Tensor) -> Tensor:
+    """Queries or keys, turned: the product of two depends on their distance in rows and columns alone.
+
+    Channel d is paired with channel d + D/2.
+    """
+    cos_SR, sin_SR = rotation_2SR.to(x_BHSD.dtype)
+    real, imaginary = x_BHSD.chunk(2, dim=-1)
+    return torch.cat([real * cos_SR - imaginary * sin_SR, real * sin_SR + imaginary * cos_SR], dim=-1)
