@@ -90,4 +90,6 @@ class LookupFreeQuantizer(Quantizer):
 
 def _entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of each coin whose heads have the probability sigmoid(logit)."""
-    return F.softplus(logits) - logits * torch.sigmoid(logits)
+    # Of the rarer side, whose probability keeps its digits however sure the coin is.
+    rarer = -logits.abs()
+    return F.softplus(rarer) - rarer * torch.sigmoid(rarer)
