@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, DataError
 from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
-from stages.models.quantizers.ema import EMAQuantizer
+from stages.models.quantizers.build import build_quantizer
+from stages.models.quantizers.quantizer import StepKeys
 from stages.models.tokenizer_config import LightBackboneConfig, TokenizerModelConfig
 
 WEIGHTS = "model.safetensors"
@@ -25,11 +26,13 @@ class TokenizerOutput(NamedTuple):
     """A training step's forward pass."""
 
     x_hat_BCHW: Tensor
-    commitment_B: Tensor
-    """Weighted commitment loss of each picture."""
+    codebook_loss_B: Tensor
+    """What the quantizer adds to each picture's loss, weighted."""
     z_BCHW: Tensor
     """The vectors before quantization, detached."""
     indices_BHW: Tensor
+    soft_counts_BGK: Tensor | None = None
+    """Of quantizers whose loss depends on the global batch as a whole, see `Quantizer.batch_loss`."""
 
 
 class Tokenizer(nn.Module):
@@ -56,7 +59,7 @@ class Tokenizer(nn.Module):
             self.decoder = ReferenceDecoder(backbone, image_size=image_size, channels=channels)
             width = backbone.z_channels
         self.quant_conv = nn.Conv2d(width, config.quantizer.dim, 1)
-        self.quantize = EMAQuantizer(config.quantizer)
+        self.quantize = build_quantizer(config.quantizer)
         self.post_quant_conv = nn.Conv2d(config.quantizer.dim, width, 1)
 
     @property
@@ -82,12 +85,18 @@ class Tokenizer(nn.Module):
         self.encoder.compile()
         self.decoder.trunk = torch.compile(self.decoder.trunk)  # type: ignore[method-assign]
 
-    def forward(self, x_BCHW: Tensor) -> TokenizerOutput:
-        """A training step's forward pass over pictures in [-1, 1]."""
+    def forward(self, x_BCHW: Tensor, at: StepKeys | None = None) -> TokenizerOutput:
+        """A training step's forward pass over pictures in [-1, 1]; without `at` nothing is random."""
         z_BCHW = self.quant_conv(self.encoder(x_BCHW))
-        quantized = self.quantize(z_BCHW)
+        quantized = self.quantize(z_BCHW, at)
         x_hat_BCHW = self.decoder(self.post_quant_conv(quantized.z_q_BCHW))
-        return TokenizerOutput(x_hat_BCHW, quantized.commitment_B, z_BCHW.detach(), quantized.indices_BHW)
+        return TokenizerOutput(
+            x_hat_BCHW,
+            quantized.codebook_loss_B,
+            z_BCHW.detach(),
+            quantized.indices_BHW,
+            quantized.soft_counts_BGK,
+        )
 
     @torch.no_grad()
     def encode(self, x_BCHW: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def test_encoder_codes_and_decoder_are_taming_transformers(
     assert torch.equal(output.indices_BHW, indices_BHW)
     assert len(indices_BHW.unique()) > 4
     torch.testing.assert_close(output.x_hat_BCHW, theirs.decode(quantized_BCHW).detach(), **EXACT)
-    torch.testing.assert_close(output.commitment_B.mean() * 1.25, loss, **EXACT)
+    torch.testing.assert_close(output.codebook_loss_B.mean() * 1.25, loss, **EXACT)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -76,7 +76,7 @@ def test_the_generators_gradient_is_taming_transformers(layout: torch.memory_for
     ours.to(memory_format=layout)
     wanted_BCHW = torch.randn_like(x_BCHW)
     output = ours(x_BCHW.to(memory_format=layout))
-    ((output.x_hat_BCHW * wanted_BCHW).sum() + output.commitment_B.mean()).backward()
+    ((output.x_hat_BCHW * wanted_BCHW).sum() + output.codebook_loss_B.mean()).backward()
     x_hat_BCHW, loss = theirs(x_BCHW)
     ((x_hat_BCHW * wanted_BCHW).sum() + loss).backward()
 
