@@ -14,24 +14,27 @@ from pipeline.artifacts import Source
 from pipeline.config import ClusterConfig, StrictModel, TrackingConfig, load_config
 from pipeline.session import Options, run_session
 from pipeline.stage import Stage
-from stages.data.condition_config import ClassCondition, Conditions
+from stages.data.condition_config import ClassCondition, Conditions, map_condition
 from stages.data.sources import list_source
 from stages.encode import EncodeConfig, EncodeWork, encode
 from stages.evaluate import EvaluateConfig, evaluate
+from stages.maps import make_maps
 from stages.prior import PriorConfig, train_prior
 from stages.sample import SampleConfig, sample
 from stages.shard import ShardConfig, shard
-from stages.tokenizer import TokenizerConfig, train_tokenizer
+from stages.tokenizer import MapTokenizerConfig, TokenizerConfig, train_tokenizer
 
 
 class Config(StrictModel):
     """One experiment: a section for each stage, and where it runs."""
 
     condition: Conditions = (ClassCondition(),)
-    """What the prior is told of each picture, one or several: none, class."""
+    """What the prior is told of each picture, one thing or several: none, class, caption, coordinates, and one spatial
+    map of edges, sketch, low_resolution."""
 
     shard: ShardConfig = ShardConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    cond_tokenizer: MapTokenizerConfig = MapTokenizerConfig()
     encode: EncodeConfig = EncodeConfig()
     prior: PriorConfig = PriorConfig()
     sample: SampleConfig = SampleConfig()
@@ -46,12 +49,23 @@ def build(config: Config) -> list[Stage]:
     shards = Stage("shard", shard, config.shard, {"source": pictures}, version=2)
     keep = config.tokenizer.policy == "keep"
     tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=2, keep=keep)
+    spatial = map_condition(config.condition)
+    maps, beside = {}, {}
+    if spatial is not None:  # a map beside each picture, with a tokenizer of its own
+        maps["maps"] = Stage("maps", make_maps, spatial, {"shards": shards})
+        beside["cond_tokenizer"] = Stage(
+            "cond_tokenizer", train_tokenizer, config.cond_tokenizer, {"shards": maps["maps"]}
+        )
     encoding = EncodeWork.of(config.encode, config.condition)
-    tokens = Stage("encode", encode, encoding, {"shards": shards, "tokenizer": tokenizer}, version=3)
+    encoded = {"shards": shards, "tokenizer": tokenizer, **maps, **beside}
+    tokens = Stage("encode", encode, encoding, encoded, version=3)
     prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=2)
-    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=2)
+    # Classes are known to the prior; of other conditions, held-out pictures give examples to draw from.
+    given = {"tokens": tokens, **maps} if {it.kind for it in config.condition} - {"none", "class"} else {}
+    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=2)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
-    return [shards, tokenizer, tokens, prior, samples, Stage("evaluate", evaluate, config.evaluate, judged, version=2)]
+    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=2)
+    return [shards, tokenizer, *maps.values(), *beside.values(), tokens, prior, samples, judging]
 
 
 def main(

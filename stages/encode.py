@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -18,10 +19,14 @@ from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
 from stages.data.condition_config import ClassCondition, Conditions
+from stages.encoding.segments import segments_of
 
 if TYPE_CHECKING:
     from stages.data.shards import Shard
     from stages.models.vocabulary import TokenSpace
+
+CAPTIONS = "captions.json"
+"""Artifact file: the byte pairs that captions are cut into."""
 
 
 class EncodeConfig(StrictModel):
@@ -33,6 +38,11 @@ class EncodeConfig(StrictModel):
     """Torch threads of a worker on a CPU; more workers use more cores as well, and better. Changes last bits."""
     flips: bool = False
     """Also encode every training picture mirrored, as variant 1. Off where mirrored pictures are wrong: flags, text."""
+    crops: int = Field(default=1, ge=1)
+    """Windows of each picture that become tokens, where pictures are larger than the tokenizer's: the middle one, and
+    others at places drawn by (seed, key, number of the window)."""
+    seed: int = Field(default=0, ge=0)
+    """Places the windows."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder; bf16 is faster on GPUs and on CPUs with AMX, and changes a few tokens."""
 
@@ -50,24 +60,39 @@ class EncodeWork(EncodeConfig):
 
 
 def encode(
-    config: EncodeWork, *, shards: Artifact, tokenizer: Artifact, output: Output, runtime: BoundRuntime
+    config: EncodeWork,
+    *,
+    shards: Artifact,
+    tokenizer: Artifact,
+    maps: Artifact | None = None,
+    cond_tokenizer: Artifact | None = None,
+    output: Output,
+    runtime: BoundRuntime,
 ) -> Metrics:
-    """Encode every shard as a unit of its own: a grown corpus costs only its new shards."""
+    """Encode every shard as a unit of its own: a grown corpus costs only its new shards.
+
+    With captions it costs all tables, for byte pairs are learnt anew. A spatial condition needs `maps` and the
+    tokenizer that learnt them.
+    """
     from stages.data.shards import open_split
     from stages.models.vocabulary import TokenCorpus, TokenSpace
 
     dataset = shards.read_json("dataset.json")
+    captions = _learn_captions(config, shards, output)
+    map_space = _picture_space(cond_tokenizer, maps.read_json("dataset.json")) if cond_tokenizer and maps else None
     described = _picture_space(tokenizer, dataset)
-    space = TokenSpace.model_validate({**described, "condition": _segments(config, dataset)})
+    segments = segments_of(config.condition, dataset["classes"], described["grid"], captions, map_space)
+    space = TokenSpace.model_validate({**described, "condition": segments})
+    maps_of = {shard.name: shard for split in ("train", "val") for shard in (open_split(maps, split) if maps else ())}
     units = [
-        _unit(config, shard, space, num_variants=2 if config.flips and split == "train" else 1)
+        _unit(config, shard, space, maps_of.get(shard.name), captions, flips=config.flips and split == "train")
         for split in ("train", "val")
         for shard in open_split(shards, split)
     ]
-    folder = tokenizer.local("model.safetensors").parent
-    tokenizer.local("config.json")
+    map_folder = _local_folder(cond_tokenizer) if cond_tokenizer else None
+    make_worker = functools.partial(load_encoder, _local_folder(tokenizer), map_folder, captions)
     started = time.monotonic()
-    records = output.map_units(functools.partial(load_encoder, folder), units, runtime, label="encode")
+    records = output.map_units(make_worker, units, runtime, label="encode")
     seconds = time.monotonic() - started
 
     def total(key: str, prefix: str = "") -> int:
@@ -87,12 +112,45 @@ def encode(
     }
 
 
-def load_encoder(tokenizer_folder: Path, device: str) -> Worker:
-    """Load the tokenizer once; return the worker that encodes one shard at a time."""
+def load_encoder(folder: Path, map_folder: Path | None, captions: str | None, device: str) -> Worker:
+    """Load the tokenizers once; return the worker that encodes one shard at a time."""
+    from stages.data.captions import Captions
     from stages.encoding.shard_encoder import ShardEncoder
     from stages.models.tokenizer import Tokenizer
 
-    return ShardEncoder(Tokenizer.load(tokenizer_folder, device), device)
+    return ShardEncoder(
+        device,
+        Tokenizer.load(folder, device),
+        Tokenizer.load(map_folder, device) if map_folder else None,
+        Captions(captions) if captions else None,
+    )
+
+
+def _local_folder(tokenizer: Artifact) -> Path:
+    tokenizer.local("config.json")
+    return tokenizer.local("model.safetensors").parent
+
+
+def _learn_captions(config: EncodeWork, shards: Artifact, output: Output) -> str | None:
+    """Learn byte pairs from the training captions and write them as captions.json, where captions are a condition."""
+    condition = next((it for it in config.condition if it.kind == "caption"), None)
+    if condition is None:
+        return None
+    from stages.data.captions import Captions, learn_captions
+    from stages.data.shards import ShardReader, open_split
+
+    captions = [row["caption"] for shard in open_split(shards, "train") for row in ShardReader(shard).table]
+    if not any(captions):
+        raise DataError(
+            "condition caption: none of the training pictures has a caption: give the list file a column `caption`, "
+            "or choose another condition"
+        )
+    text = learn_captions(captions, vocabulary_size=condition.vocabulary_size)
+    output.write(CAPTIONS, text.encode())
+    cut = float((Captions(text).lengths(captions) > condition.length).mean())
+    if cut > 0:
+        output.warn(f"{cut:.1%} of captions are longer than {condition.length} tokens and lose their end: raise length")
+    return text
 
 
 def _picture_space(tokenizer: Artifact, dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,13 +175,9 @@ def _picture_space(tokenizer: Artifact, dataset: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _segments(config: EncodeWork, dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fields of a `Segment` for each condition."""
-    sizes = {"class": len(dataset["classes"])}
-    return [{"kind": it.kind, "length": 1, "size": sizes.get(it.kind, 0)} for it in config.condition]
-
-
-def _unit(config: EncodeWork, shard: Shard, space: TokenSpace, *, num_variants: int) -> Unit:
+def _unit(
+    config: EncodeWork, shard: Shard, space: TokenSpace, maps: Shard | None, captions: str | None, *, flips: bool
+) -> Unit:
     described = space.model_dump(mode="json")
     metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in described.items()}
     return Unit(
@@ -134,10 +188,13 @@ def _unit(config: EncodeWork, shard: Shard, space: TokenSpace, *, num_variants: 
             "classes": metadata["classes"],
             "segments": described["condition"],
             "condition": [condition.model_dump(mode="json") for condition in config.condition],
-            "num_variants": num_variants,
+            "maps": maps.digest if maps else None,
+            "captions": hashlib.sha256(captions.encode()).hexdigest() if captions else None,
+            "variants": [2 * crop + side for crop in range(config.crops) for side in ((0, 1) if flips else (0,))],
+            "seed": config.seed,
             "batch_size": config.batch_size,
             "threads": config.threads,
             "precision": config.precision,
         },
-        payload={"shard": shard, "condition": config.condition, "metadata": metadata},
+        payload={"shard": shard, "maps": maps, "condition": config.condition, "metadata": metadata},
     )

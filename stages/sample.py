@@ -21,13 +21,12 @@ from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stages.models.priors.configs import PriorDescription
     from stages.sampling.generator import Generator
+    from stages.sampling.given import Given
 
-GRID_COLUMNS = 10
-GRID_ROWS = 24
+NOT_IN_RECIPES = {"num_samples", "samples_per_unit", "classes", "captions", "samples_per_condition"}
+"""Keys that a unit's own ids, classes and conditions stand for."""
 
 
 class SampleConfig(StrictModel):
@@ -36,7 +35,13 @@ class SampleConfig(StrictModel):
     num_samples: int = Field(default=256, ge=1)
     """Pictures to draw. Raising it draws only the new ones."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes to draw, in turn. Default: all that the prior knows."""
+    """Names of the classes to draw, in turn, where the prior knows nothing else. Default: all that it knows."""
+    captions: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Texts to draw, in turn, where the prior knows captions; its other conditions are not given then. Default: a
+    prior that knows more than classes draws from the conditions of held-out pictures."""
+    samples_per_condition: int = Field(default=4, ge=1)
+    """Samples in a row of each caption, or of each held-out picture's conditions. For distances between samples and
+    real pictures 1 is best: more of them are different."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Together with a sample's id it decides all of the sample's noise."""
     temperature: float = Field(default=1.0, gt=0)
@@ -63,20 +68,32 @@ class SampleConfig(StrictModel):
 
 
 def sample(
-    config: SampleConfig, *, tokenizer: Artifact, prior: Artifact, output: Output, runtime: BoundRuntime
+    config: SampleConfig,
+    *,
+    tokenizer: Artifact,
+    prior: Artifact,
+    tokens: Artifact | None = None,
+    maps: Artifact | None = None,
+    output: Output,
+    runtime: BoundRuntime,
 ) -> Metrics:
-    """Draw the samples in units of fixed id ranges, then a grid and a summary of all of them."""
+    """Draw the samples in units of fixed id ranges, then a grid and a summary of all of them.
+
+    Conditions other than classes are taken from `tokens`; `maps` shows the spatial ones beside the samples.
+    """
     from stages.models.priors.configs import PriorDescription
 
     described = PriorDescription.model_validate(prior.read_json("config.json"))
-    classes = _check(config, described, tokenizer)
+    _check(config, described, tokenizer)
+    classes = chosen_classes(config, described)
+    given = None if only_classes(described) else _given(config, described, tokens)
     if config.num_samples % config.samples_per_unit:
         output.warn(
             f"num_samples {config.num_samples} is not a multiple of samples_per_unit {config.samples_per_unit}: "
             f"raising it later draws the last {config.num_samples % config.samples_per_unit} again"
         )
     make_worker = functools.partial(load_generator, config, _local_folder(tokenizer), _local_folder(prior))
-    units = plan_units(config, classes, {"tokenizer": tokenizer.digest, "prior": prior.digest})
+    units = plan_units(config, classes, {"tokenizer": tokenizer.digest, "prior": prior.digest}, given)
     started = time.monotonic()
     records = output.map_units(make_worker, units, runtime, label="sample")
     seconds = time.monotonic() - started
@@ -89,27 +106,26 @@ def sample(
         "classes": len(classes),
         "bits_per_token": bits / config.num_samples / described.num_tokens,
     }
-    _write_grid(output, config, records, classes)
+    _write_grid(output, config, records, classes, given, maps)
     _write_summary(output, config, described, classes, metrics)
     return metrics
 
 
-def plan_units(config: SampleConfig, classes: Sequence[str], digests: dict[str, str]) -> list[Unit]:
+def plan_units(
+    config: SampleConfig, classes: Sequence[str], digests: dict[str, str], given: Given | None = None
+) -> list[Unit]:
     """Cut the ids into aligned blocks. A recipe knows its own ids and never how many samples there are in all."""
-    drawing = config.model_dump(mode="json", exclude={"num_samples", "samples_per_unit", "classes"})
-    return [
-        Unit(
-            name=f"sample-{first // config.samples_per_unit:06d}",
-            recipe={
-                **drawing,
-                **digests,
-                "classes": list(classes),
-                "first_id": first,
-                "count": min(config.samples_per_unit, config.num_samples - first),
-            },
-        )
-        for first in range(0, config.num_samples, config.samples_per_unit)
-    ]
+    drawing = config.model_dump(mode="json", exclude=NOT_IN_RECIPES)
+    units = []
+    for first in range(0, config.num_samples, config.samples_per_unit):
+        count = min(config.samples_per_unit, config.num_samples - first)
+        recipe = {**drawing, **digests, "classes": list(classes), "first_id": first, "count": count}
+        own = None
+        if given is not None:
+            own = given.of_samples(range(first, first + count), config.samples_per_condition)
+            recipe["given"] = own.digest
+        units.append(Unit(f"sample-{first // config.samples_per_unit:06d}", recipe, own))
+    return units
 
 
 def load_generator(config: SampleConfig, tokenizer_folder: Path, prior_folder: Path, device: str) -> Worker:
@@ -130,9 +146,10 @@ def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Pa
     prepare_cpu(config.threads)
     classes, first = unit.recipe["classes"], unit.recipe["first_id"]
     ids = list(range(first, first + unit.recipe["count"]))
+    given: Given | None = unit.payload
     labels = [generator.classes.index(classes[i % len(classes)]) if classes else -1 for i in ids]
     drawn = generator.generate(
-        generator.of_classes(labels),
+        generator.of_classes(labels) if given is None else given.condition_NC,
         ids,
         seed=config.seed,
         logit_filter=LogitFilter(config.temperature, config.top_k, config.top_p),
@@ -143,22 +160,60 @@ def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Pa
         folder,
         unit.name,
         [
-            Sample(key=key, label=label, caption=name, group=key, image=encode_image(picture_HWC, "png"))
-            for key, label, name, picture_HWC in zip(
-                drawn.keys, drawn.labels, drawn.classes, drawn.pictures_NHWC, strict=True
+            Sample(key=key, label=label, caption=caption, group=key, image=encode_image(picture_HWC, "png"))
+            for key, label, caption, picture_HWC in zip(
+                drawn.keys, drawn.labels, given.captions if given else drawn.classes, drawn.pictures_NHWC, strict=True
             )
         ],
     )
-    write_table(folder / f"{unit.name}.parquet", drawn.table(), {"tokenizer": unit.recipe["tokenizer"]})
+    write_table(
+        folder / f"{unit.name}.parquet",
+        drawn.table() | (given.columns() if given else {}),
+        {"tokenizer": unit.recipe["tokenizer"]},
+    )
     return {"samples": len(ids), "log_likelihood": float(drawn.log_likelihood_N.sum())}
 
 
-def _check(config: SampleConfig, prior: PriorDescription, tokenizer: Artifact) -> tuple[str, ...]:
-    """Return the names of the classes to draw. Raises ConfigError, StageError where something does not fit."""
+def only_classes(prior: PriorDescription) -> bool:
+    """Whether a prior is told nothing but classes, or nothing at all."""
+    return set(prior.kinds) <= {"class"}
+
+
+def chosen_classes(config: SampleConfig, prior: PriorDescription) -> tuple[str, ...]:
+    """The names of the classes to draw in turn; none where samples are drawn from more than classes."""
+    if not (only_classes(prior) and prior.kinds):
+        return ()
+    return prior.classes if config.classes is None else config.classes
+
+
+def _given(config: SampleConfig, prior: PriorDescription, tokens: Artifact | None) -> Given:
+    """The conditions to draw from, in turn."""
+    from stages.data.captions import Captions
+    from stages.sampling.given import Given
+
+    assert tokens is not None, "the graph gives the tokens of a prior that knows more than classes"
+    if config.captions is None:
+        return Given.held_out(tokens)
+    captions = Captions(tokens.local("captions.json").read_text())
+    return Given.of_captions(config.captions, prior.vocabulary, captions)
+
+
+def _check(config: SampleConfig, prior: PriorDescription, tokenizer: Artifact) -> None:
+    """Raise ConfigError or StageError where something does not fit."""
     if tokenizer.digest != prior.tokenizer:
         raise StageError(
             f"the prior learned tokens of tokenizer {prior.tokenizer[:12]}, this one is {tokenizer.digest[:12]}: "
             "run --stages encode,prior"
+        )
+    told = ", ".join(prior.kinds) or "nothing"
+    if config.classes is not None and not only_classes(prior):
+        raise ConfigError(
+            f"sample.classes: this prior is told of {told}, and a class alone is not what it knows: leave the key out, "
+            "and samples are drawn from the conditions of held-out pictures"
+        )
+    if config.captions is not None and "caption" not in prior.kinds:
+        raise ConfigError(
+            f"sample.captions: this prior is told of {told}, not of captions: train it with condition=caption"
         )
     classes = prior.classes if "class" in prior.kinds else ()
     unknown = sorted(set(config.classes or ()) - set(classes))
@@ -171,7 +226,6 @@ def _check(config: SampleConfig, prior: PriorDescription, tokenizer: Artifact) -
             f"sample.guidance={config.guidance} needs a prior that also learned to go without a condition, but "
             f"{reason}: set sample.guidance=1, or train the prior with a condition and condition_dropout=0.1"
         )
-    return classes if config.classes is None else config.classes
 
 
 def _local_folder(artifact: Artifact) -> Path:
@@ -179,30 +233,24 @@ def _local_folder(artifact: Artifact) -> Path:
     return artifact.local("model.safetensors").parent
 
 
-def _write_grid(output: Output, config: SampleConfig, records: Sequence[UnitRecord], classes: Sequence[str]) -> None:
-    """Write grid.png: a row for each class, or the first samples where there are none."""
-    from stages.data.images import decode_image, encode_image
-    from stages.data.shards import ShardReader
-    from stages.sampling.grid import draw_grid
+def _write_grid(
+    output: Output,
+    config: SampleConfig,
+    records: Sequence[UnitRecord],
+    classes: Sequence[str],
+    given: Given | None,
+    maps: Artifact | None,
+) -> None:
+    from stages.data.shards import open_split
+    from stages.sampling.overview import class_grid, condition_grid, sample_reader
 
-    @functools.cache
-    def reader(unit: int) -> ShardReader:
-        home = output.store.folder_of(records[unit].key)
-        local = {entry.path: home.local(entry.path) for entry in records[unit].files}
-        return ShardReader(local[f"{records[unit].name}.tar"])
-
-    def picture(sample_id: int) -> np.ndarray:
-        unit, place = divmod(sample_id, config.samples_per_unit)
-        return decode_image(reader(unit).read_image(place), 3)
-
-    names = classes[:GRID_ROWS]
-    places = [
-        [column * len(classes) + row if classes else row * GRID_COLUMNS + column for column in range(GRID_COLUMNS)]
-        for row in range(len(names) or GRID_COLUMNS)
-    ]
-    pictures = [[picture(i) for i in row if i < config.num_samples] for row in places]
-    pictures = [row for row in pictures if row]
-    output.write("grid.png", encode_image(draw_grid(pictures, names[: len(pictures)]), "png"))
+    read = sample_reader(output, records, config.samples_per_unit)
+    if given is None:
+        grid = class_grid(read, config.num_samples, classes)
+    else:
+        map_shards = open_split(maps, "val") if maps else []
+        grid = condition_grid(read, config.num_samples, given, config.samples_per_condition, map_shards)
+    output.write("grid.png", grid)
 
 
 def _write_summary(

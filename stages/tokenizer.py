@@ -7,9 +7,9 @@ from functools import partial
 from pipeline.artifacts import Artifact, Metrics
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
-from stages.training.tokenizer_config import TokenizerConfig
+from stages.training.tokenizer_config import MapTokenizerConfig, TokenizerConfig
 
-__all__ = ["STOP_KEYS", "TokenizerConfig", "train_tokenizer"]
+__all__ = ["STOP_KEYS", "MapTokenizerConfig", "TokenizerConfig", "train_tokenizer"]
 
 STOP_KEYS = frozenset({"steps"})
 

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.errors import DataError
 from pipeline.units import Unit
-from stages.data.condition_values import condition_values
+from stages.data.captions import Captions
+from stages.data.condition_config import ConditionConfig
+from stages.data.condition_values import class_values, coordinate_values, no_values
 from stages.data.images import decode_image, to_model_range
-from stages.data.shards import Sample, ShardReader
+from stages.data.shards import ShardReader
 from stages.data.tables import write_tokens
+from stages.data.windows import Window, variant_window
 from stages.models.cpu import prepare_cpu
 from stages.models.tokenizer import Tokenizer
 from stages.models.vocabulary import Segment, Vocabulary
@@ -35,20 +37,22 @@ class Row(NamedTuple):
 
     place: int
     variant: int
-    """1: mirrored."""
+    window: Window
 
 
 @dataclass(frozen=True)
 class ShardEncoder:
     """Makes a unit of the encode stage; `recipe` says how, `payload` of what."""
 
-    tokenizer: Tokenizer
     device: str
+    tokenizer: Tokenizer
+    map_tokenizer: Tokenizer | None = None
+    captions: Captions | None = None
 
     def __call__(self, unit: Unit, folder: Path) -> dict[str, Any]:
         """Write NAME.parquet, a row for each variant of each picture; count pictures, rows and codes used."""
         reader = ShardReader(unit.payload["shard"])
-        rows = [Row(i, variant) for i in range(len(reader)) for variant in range(unit.recipe["num_variants"])]
+        rows = self._rows(reader, unit)
         tokens_NT = self._tokens(self.tokenizer, reader, rows, unit)
         described = [reader.table[row.place] for row in rows]
         write_tokens(
@@ -58,19 +62,53 @@ class ShardEncoder:
             captions=[row["caption"] for row in described],
             variants=[row.variant for row in rows],
             tokens_NT=tokens_NT,
-            condition_NC=self._condition(described, unit),
+            condition_NC=self._condition(reader, rows, unit),
             metadata=unit.payload["metadata"],
         )
         used = functools.reduce(lambda codes, code: codes | 1 << int(code), np.unique(tokens_NT), 0)
         return {"pictures": len(reader), "rows": len(rows), "codes": f"{used:x}"}
 
-    def _condition(self, described: Sequence[Any], unit: Unit) -> np.ndarray:
+    def _rows(self, reader: ShardReader, unit: Unit) -> list[Row]:
+        size, seed = self.tokenizer.image_size, unit.recipe["seed"]
+        return [
+            Row(place, variant, variant_window(row["key"], variant, stored=_stored(row), size=size, seed=seed))
+            for place, row in enumerate(reader.table)
+            for variant in unit.recipe["variants"]
+        ]
+
+    def _condition(self, reader: ShardReader, rows: Sequence[Row], unit: Unit) -> np.ndarray:
         """The tokens [N, C] of all conditions."""
         segments = tuple(Segment.model_validate(segment) for segment in unit.recipe["segments"])
         vocabulary = Vocabulary(self.tokenizer.num_codes, segments)
-        values = [condition_values(condition, described) for condition in unit.payload["condition"]]
+        values = [self._values(condition, reader, rows, unit) for condition in unit.payload["condition"]]
         condition_NC: np.ndarray = vocabulary.condition(*map(torch.from_numpy, values)).numpy()
         return condition_NC
+
+    def _values(self, condition: ConditionConfig, reader: ShardReader, rows: Sequence[Row], unit: Unit) -> np.ndarray:
+        """The values [N, L] of one condition."""
+        described = [reader.table[row.place] for row in rows]
+        if condition.kind == "none":
+            return no_values(len(rows))
+        if condition.kind == "class":
+            return class_values([row["label"] for row in described])
+        if condition.kind == "caption":
+            assert self.captions is not None
+            return self.captions.values([row["caption"] for row in described], condition.length)
+        if condition.kind == "coordinates":
+            tokenizer = self.tokenizer
+            values = [
+                coordinate_values(
+                    [row.window],
+                    stored=_stored(about),
+                    size=tokenizer.image_size,
+                    grid=tokenizer.grid,
+                    values=condition.values,
+                )
+                for row, about in zip(rows, described, strict=True)
+            ]
+            return np.concatenate([np.empty((0, tokenizer.grid[0] * tokenizer.grid[1]), np.int64), *values])
+        assert self.map_tokenizer is not None
+        return self._tokens(self.map_tokenizer, ShardReader(unit.payload["maps"]), rows, unit)
 
     def _tokens(self, tokenizer: Tokenizer, reader: ShardReader, rows: Sequence[Row], unit: Unit) -> np.ndarray:
         """The tokens [N, T] of the variants, batch by batch."""
@@ -79,7 +117,8 @@ class ShardEncoder:
         def images(start: int) -> np.ndarray:
             batch = rows[start : start + size]
             pictures = [
-                cut_picture(reader[row.place], row.variant, tokenizer.image_size, tokenizer.channels) for row in batch
+                row.window.cut(decode_image(reader.read_image(row.place), tokenizer.channels), tokenizer.image_size)
+                for row in batch
             ]
             # The order of additions in a convolution depends on the batch's shape: one shape, the same bits everywhere.
             pictures += [pictures[-1]] * (size - len(batch))
@@ -113,15 +152,6 @@ def made_ahead(make: Callable[[int], np.ndarray], starts: Iterable[int]) -> Iter
             yield coming.popleft().result()
 
 
-def cut_picture(sample: Sample, variant: int, size: int, channels: int) -> np.ndarray:
-    """The centre of a stored picture as uint8 [size, size, C]; variant 1 is its mirror image."""
-    image_HWC = decode_image(sample.image, channels)
-    spare_y, spare_x = image_HWC.shape[0] - size, image_HWC.shape[1] - size
-    if min(spare_y, spare_x) < 0:
-        raise DataError(
-            f"picture {sample.key} is {image_HWC.shape[1]}x{image_HWC.shape[0]}, the tokenizer wants {size}x{size}: "
-            "run --stages shard,tokenizer with one image_size"
-        )
-    top, left = (spare_y + 1) // 2, (spare_x + 1) // 2
-    image_HWC = image_HWC[top : top + size, left : left + size]
-    return image_HWC[:, ::-1] if variant else image_HWC
+def _stored(row: Any) -> tuple[int, int]:
+    """Height and width of a stored picture."""
+    return row["height"], row["width"]

@@ -39,12 +39,15 @@ class HeldOut:
     """Those of the picture to look at, evenly spread over all; the same on every rank."""
 
     @classmethod
-    def load(cls, shards: Sequence[Shard], *, channels: int, limit: int, rank: int, world: int) -> HeldOut:
-        """Decodes the first `limit` pictures of the split. Raises DataError if there are none."""
+    def load(
+        cls, shards: Sequence[Shard], *, image_size: int, channels: int, limit: int, rank: int, world: int
+    ) -> HeldOut:
+        """Decodes the first `limit` pictures of the split, of larger ones the middle. Raises DataError without any."""
         if not shards:
             raise DataError("there are no held-out pictures to validate on: raise shard.validation_fraction")
         pictures_NHWC, _, _ = load_all(_first(shards, limit), channels)
-        pictures_NHWC = pictures_NHWC[:limit]
+        top, left = ((side - image_size + 1) // 2 for side in pictures_NHWC.shape[1:3])
+        pictures_NHWC = pictures_NHWC[:limit, top : top + image_size, left : left + image_size]
         count = len(pictures_NHWC)
         shown = np.unique(np.linspace(0, count - 1, min(count, GRID_PAIRS)).round().astype(int))
         mine = pictures_NHWC[count * rank // world : count * (rank + 1) // world]

@@ -28,7 +28,7 @@ from stages.training.movement import MovementWatch
 from stages.training.reconstruction import HeldOut, reconstruction_grid, validate
 from stages.training.session import Pace, Session
 from stages.training.tokenizer_config import TokenizerConfig
-from stages.training.tokenizer_data import check_ranks, training_stream
+from stages.training.tokenizer_data import check_ranks, picture_size, training_stream
 from stages.training.tokenizer_gradients import StepGradients, StepNumbers
 from stages.training.tokenizer_results import write_result
 from stages.training.tokenizer_state import begin
@@ -77,9 +77,10 @@ class TokenizerTrainer:
         self.shown: dict[str, float] = {}
         self.alarmed = False
         dataset = job.shards.read_json("dataset.json")
-        size, channels = dataset["image_size"], dataset["channels"]
+        size, channels = picture_size(self.config, dataset), dataset["channels"]
         self.held_out = HeldOut.load(
             open_split(job.shards, "val"),
+            image_size=size,
             channels=channels,
             limit=self.config.validation_pictures,
             rank=rank.rank,

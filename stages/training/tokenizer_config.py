@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config import StrictModel
-from stages.models.losses.configs import LossConfig
+from stages.models.losses.configs import LossConfig, MapLossConfig
 from stages.models.tokenizer_config import TokenizerModelConfig
 
 
@@ -69,6 +69,9 @@ class TokenizerConfig(StrictModel):
     optimizer: TokenizerOptimizerConfig = TokenizerOptimizerConfig()
     """Learning rates and schedule."""
 
+    image_size: PositiveInt | None = None
+    """Side in pixels of the pictures it learns: below that of the stored ones, windows of them. Null: the same."""
+
     steps: PositiveInt = 3200
     """Updates of the generator. Raising it goes on from the last checkpoint."""
 
@@ -105,3 +108,13 @@ class TokenizerConfig(StrictModel):
     policy: Literal["scratch", "keep"] = Field(default="scratch", exclude=True)
     """What happens when the shards change but nothing else does. `scratch`: train anew. `keep`: the tokenizer stays,
     so that new pictures cost only their own shards and tokens. No part of the fingerprint."""
+
+
+class MapTokenizerConfig(TokenizerConfig):
+    """How the tokenizer of a spatial condition is trained: maps are simpler than pictures, and nobody looks at them."""
+
+    losses: MapLossConfig = MapLossConfig()
+    """The terms of the loss; neither perceptual nor adversarial unless they are given a weight."""
+
+    steps: PositiveInt = 1600
+    """Updates of the generator. Raising it goes on from the last checkpoint."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline.artifacts import Artifact
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, DataError
@@ -15,11 +18,16 @@ from stages.training.tokenizer_config import TokenizerConfig
 def check_data(config: TokenizerConfig, shards: Artifact) -> None:
     """Raises ConfigError if the pictures do not divide into tokens, DataError if a split is empty."""
     dataset = shards.read_json("dataset.json")
-    size, factor = dataset["image_size"], config.model.factor
+    size, factor = picture_size(config, dataset), config.model.factor
+    if size > dataset["image_size"]:
+        raise ConfigError(
+            f"tokenizer.image_size {size} is larger than the stored pictures of {dataset['image_size']}: lower it, or "
+            "raise shard.image_size"
+        )
     if size % factor:
         raise ConfigError(
-            f"the shards hold pictures of {size}x{size}, which do not divide into tokens of {factor}x{factor} pixels: "
-            f"set shard.image_size to {size - size % factor or factor} or {size - size % factor + factor}, "
+            f"the tokenizer learns pictures of {size}x{size}, which do not divide into tokens of {factor}x{factor} "
+            f"pixels: set shard.image_size to {size - size % factor or factor} or {size - size % factor + factor}, "
             "or choose another tokenizer.model.backbone"
         )
     for split, use in (("train", "train on"), ("val", "validate on")):
@@ -28,6 +36,11 @@ def check_data(config: TokenizerConfig, shards: Artifact) -> None:
                 f"the shards hold no {split} pictures to {use}: give the shard stage more, or change "
                 "shard.validation_fraction"
             )
+
+
+def picture_size(config: TokenizerConfig, dataset: Mapping[str, Any]) -> int:
+    """Side in pixels of the pictures that the tokenizer learns."""
+    return config.image_size or int(dataset["image_size"])
 
 
 def check_ranks(config: TokenizerConfig, rank: Rank) -> None:
@@ -49,7 +62,7 @@ def training_stream(
         split,
         Order([len(ShardReader(shard)) for shard in split], seed=config.seed),
         seed=config.seed,
-        image_size=dataset["image_size"],
+        image_size=picture_size(config, dataset),
         channels=dataset["channels"],
         global_batch=config.batch_size,
         rank=rank.rank,

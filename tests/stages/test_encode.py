@@ -18,12 +18,16 @@ from pipeline.errors import DataError
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
+from stages.data.captions import Captions
 from stages.data.images import decode_image, to_model_range
 from stages.data.shards import ShardReader, open_split
 from stages.data.tables import TokenTable, read_tokens
+from stages.data.windows import variant_window
 from stages.encode import EncodeWork, encode
 from stages.encoding import shard_encoder
+from stages.maps import make_maps
 from stages.models.tokenizer import Tokenizer
+from stages.models.vocabulary import TokenCorpus
 from tests.stages.tiny import tiny_shards, tiny_tokenizer
 
 CONFIG = EncodeWork(batch_size=4)
@@ -37,6 +41,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 def run(inputs: dict[str, Artifact], workdir: Path, config: EncodeWork = CONFIG) -> Artifact:
     return run_stage(Stage("encode", encode, config, inputs), inputs, str(workdir), LocalRuntime())  # type: ignore[arg-type]
+
+
+def make(shards: Artifact, workdir: Path, condition: Any) -> Artifact:
+    inputs = {"shards": shards}
+    return run_stage(Stage("maps", make_maps, condition, inputs), inputs, str(workdir), LocalRuntime())  # type: ignore[arg-type]
 
 
 def tables(artifact: Artifact) -> dict[str, TokenTable]:
@@ -157,12 +166,6 @@ def test_killed_encode_resumes_to_the_same_bytes(made: dict[str, Artifact], tmp_
     assert resumed.files == uninterrupted.files
 
 
-def test_pictures_smaller_than_the_tokenizers_are_refused(made: dict[str, Artifact], tmp_path: Path) -> None:
-    reader = ShardReader(open_split(made["shards"], "train")[0])
-    with pytest.raises(DataError, match="is 16x16, the tokenizer wants 32x32: run --stages shard,tokenizer"):
-        shard_encoder.cut_picture(reader[0], 0, 32, 3)
-
-
 def test_batches_made_ahead_come_in_order_and_bring_their_errors() -> None:
     def make(number: int) -> np.ndarray:
         if number == 6:
@@ -173,13 +176,6 @@ def test_batches_made_ahead_come_in_order_and_bring_their_errors() -> None:
     with pytest.raises(DataError, match="the seventh is damaged"):
         got.extend(int(batch[0]) for batch in shard_encoder.made_ahead(make, range(9)))
     assert got == [0, 1, 2, 3, 4, 5]
-
-
-def test_larger_pictures_are_cut_to_their_centre(made: dict[str, Artifact]) -> None:
-    sample = ShardReader(open_split(made["shards"], "train")[0])[0]
-    whole = decode_image(sample.image, 3)
-    assert np.array_equal(shard_encoder.cut_picture(sample, 0, 8, 3), whole[4:12, 4:12])
-    assert np.array_equal(shard_encoder.cut_picture(sample, 1, 8, 3), whole[4:12, 4:12][:, ::-1])
 
 
 def test_importing_the_stage_loads_no_torch() -> None:
@@ -193,3 +189,58 @@ def test_threads_of_the_config_are_used(made: dict[str, Artifact], tmp_path: Pat
     torch.set_num_threads(2)
     run(made, tmp_path, CONFIG.model_copy(update={"threads": 1}))
     assert torch.get_num_threads() == 1
+
+
+def test_conditions_stand_one_after_another_in_the_tables(made: dict[str, Artifact], tmp_path: Path) -> None:
+    condition = (
+        "class",
+        {"kind": "caption", "length": 6, "vocabulary_size": 260},
+        {"kind": "low_resolution", "factor": 4},
+    )
+    config = EncodeWork.model_validate({**CONFIG.model_dump(), "condition": condition})
+    maps = make(made["shards"], tmp_path, config.condition[2])
+    inputs = {**made, "maps": maps, "cond_tokenizer": tiny_tokenizer(tmp_path, seed=1)}
+    artifact = run(inputs, tmp_path, config)
+    corpus = TokenCorpus.model_validate(artifact.read_json("tokens.json"))
+    assert [(it.kind, it.length, it.size, it.grid) for it in corpus.condition] == [
+        ("class", 1, 3, None),
+        ("caption", 6, 260, None),
+        ("low_resolution", 4, 20, (2, 2)),
+    ]
+    assert corpus.condition[2].tokenizer == inputs["cond_tokenizer"].digest
+    captions = Captions(artifact.local("captions.json").read_text())
+    for shard in open_split(maps, "train"):
+        table = tables(artifact)[shard.name]
+        condition_NC = torch.from_numpy(table.condition_NC).long()
+        read = {it.kind: corpus.vocabulary.values(condition_NC, it.kind) for it in corpus.condition}
+        assert read["class"][:, 0].tolist() == table.labels.tolist()
+        assert read["caption"].tolist() == captions.values(table.captions, 6).tolist()
+        assert read["low_resolution"].tolist() == tokens_one_by_one({"tokenizer": inputs["cond_tokenizer"]}, shard)
+        assert read["low_resolution"].tolist() != table.tokens_NT.tolist()
+
+
+def test_long_captions_are_announced_and_missing_ones_refused(made: dict[str, Artifact], tmp_path: Path) -> None:
+    config = EncodeWork.model_validate({"condition": {"kind": "caption", "length": 3, "vocabulary_size": 257}})
+    assert "100.0% of captions are longer than 3 tokens" in run(made, tmp_path, config).notes["warnings"][0]
+    with pytest.raises(DataError, match="none of the training pictures has a caption"):
+        run({**made, "shards": tiny_shards(tmp_path, captions=False)}, tmp_path, config)
+
+
+def test_windows_of_a_picture_become_rows_with_their_coordinates(made: dict[str, Artifact], tmp_path: Path) -> None:
+    config = EncodeWork.model_validate({**CONFIG.model_dump(), "condition": "coordinates", "crops": 3, "seed": 5})
+    inputs = {**made, "tokenizer": tiny_tokenizer(tmp_path, image_size=8)}
+    tokenizer = Tokenizer.load(inputs["tokenizer"].local("model.safetensors").parent)
+    artifact = run(inputs, tmp_path, config)
+    shard = open_split(made["shards"], "train")[0]
+    table, reader = tables(artifact)[shard.name], ShardReader(shard)
+    assert table.variants.tolist() == [0, 2, 4] * 5
+    places = set()
+    for row, (key, variant) in enumerate(zip(table.keys, table.variants, strict=True)):
+        window = variant_window(key, int(variant), stored=(16, 16), size=8, seed=5)
+        cut = window.cut(decode_image(reader.read_image(row // 3), 3), 8).copy()
+        assert table.tokens_NT[row].tolist() == tokenizer.encode(to_model_range(cut[None])).flatten().tolist()
+        mean = np.mean([[(window.top + y) * 16 + window.left + x for x in range(8)] for y in range(8)]) / 256
+        assert table.condition_NC[row].tolist() == [20 + round(1024 * mean)]
+        places.add((window.top, window.left))
+    assert len(places) > 5
+    assert artifact.read_json("tokens.json")["num_val"] == 6

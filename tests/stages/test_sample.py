@@ -19,13 +19,17 @@ from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
 from stages import sample as sample_module
+from stages.data.captions import Captions
 from stages.data.images import decode_image, to_uint8
 from stages.data.shards import ShardReader, open_split
-from stages.data.tables import read_table
+from stages.data.tables import read_table, read_tokens
+from stages.encode import EncodeWork, encode
+from stages.maps import make_maps
 from stages.models.priors.load import load_prior
 from stages.models.tokenizer import Tokenizer
+from stages.models.vocabulary import TokenCorpus
 from stages.sample import SampleConfig, plan_units, sample
-from tests.stages.tiny import tiny_prior, tiny_tokenizer
+from tests.stages.tiny import tiny_prior, tiny_shards, tiny_tokenizer
 
 CONFIG = SampleConfig(num_samples=8, batch_size=3, samples_per_unit=4, seed=11)
 
@@ -202,3 +206,86 @@ def test_another_tokenizer_than_the_priors_is_refused(made: dict[str, Artifact],
         StageError, match=f"learned tokens of tokenizer .*{other.digest[:12]}: run --stages encode,prior"
     ):
         run({**made, "tokenizer": other}, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """A prior of classes, captions and maps, and what it was told of 10 pictures."""
+    workdir = tmp_path_factory.mktemp("told")
+    condition = [
+        "class",
+        {"kind": "caption", "length": 5, "vocabulary_size": 260},
+        {"kind": "low_resolution", "factor": 4},
+    ]
+    config = EncodeWork.model_validate({"batch_size": 4, "condition": condition})
+    tokenizer, shards = tiny_tokenizer(workdir), tiny_shards(workdir)
+
+    def made_by(name: str, work: Any, config: Any, **inputs: Artifact) -> Artifact:
+        return run_stage(Stage(name, work, config, inputs), inputs, str(workdir), LocalRuntime())  # type: ignore[arg-type]
+
+    maps = made_by("maps", make_maps, config.condition[2], shards=shards)
+    encoded = {"tokenizer": tokenizer, "maps": maps, "cond_tokenizer": tiny_tokenizer(workdir, seed=1)}
+    tokens = made_by("encode", encode, config, shards=shards, **encoded)
+    segments = TokenCorpus.model_validate(tokens.read_json("tokens.json")).condition
+    prior = tiny_prior(workdir, tokenizer, condition=segments)
+    return {"tokenizer": tokenizer, "prior": prior, "tokens": tokens, "maps": maps}
+
+
+def test_a_prior_that_knows_more_than_classes_draws_from_held_out_pictures(
+    told: dict[str, Artifact], tmp_path: Path
+) -> None:
+    rows = table(run(told, tmp_path, samples_per_condition=3, guidance=2.0))
+    held_out = read_tokens(told["tokens"].local("val-000000.parquet"))
+    taken = [0, 0, 0, 1, 1, 1, 0, 0]
+    assert rows["condition_key"] == [held_out.keys[row] for row in taken]
+    assert rows["caption"] == [held_out.captions[row] for row in taken]
+    assert rows["label"] == held_out.labels[taken].tolist()
+    assert np.array_equal(rows["condition_tokens"], held_out.condition_NC[taken])
+    prior = GPT.load(told["prior"].local("model.safetensors").parent)
+    tokens_NT, condition_NC = (torch.from_numpy(np.stack(rows[name])).long() for name in ("tokens", "condition_tokens"))
+    with torch.no_grad():
+        _, nats_NT = prior.loss(condition_NC, tokens_NT)
+    np.testing.assert_allclose(rows["log_likelihood"], -nats_NT.sum(1).numpy(), rtol=1e-5)
+
+
+def test_the_grid_shows_a_map_beside_its_samples(told: dict[str, Artifact], tmp_path: Path) -> None:
+    artifact = run(told, tmp_path, samples_per_condition=4)
+    with Image.open(artifact.local("grid.png")) as opened:
+        grid = np.asarray(opened)
+    assert grid.shape[0] == 2 * 16 + 2 * 64 + 6
+    reader = ShardReader(open_split(told["maps"], "val")[0])
+    expected = decode_image(reader.read_image(0), 3).repeat(4, 0).repeat(4, 1)
+    left = grid.shape[1] - 16 - 5 * 64 - 4 * 6
+    assert np.array_equal(grid[16:80, left : left + 64], expected)
+
+
+def test_captions_of_the_config_are_drawn_in_turn_and_all_else_is_null(
+    told: dict[str, Artifact], tmp_path: Path
+) -> None:
+    texts = ("a red heart", "picture 1")
+    artifact = run(told, tmp_path, captions=texts, samples_per_condition=1)
+    rows = table(artifact)
+    assert rows["caption"] == list(texts) * 4
+    vocabulary = GPT.load(told["prior"].local("model.safetensors").parent).vocabulary
+    condition_NC = torch.from_numpy(np.stack(rows["condition_tokens"])).long()
+    captions = Captions(told["tokens"].local("captions.json").read_text())
+    assert vocabulary.values(condition_NC, "caption").tolist() == captions.values(texts, 5).tolist() * 4
+    for kind in ("class", "low_resolution"):
+        assert set(vocabulary.values(condition_NC, kind).flatten().tolist()) == {-1}
+    assert rows["label"] == [-1] * 8
+    assert [ShardReader(shard)[0].caption for shard in open_split(artifact, "sample")] == ["a red heart"] * 2
+
+
+def test_more_samples_of_conditions_draw_only_the_new_ones(told: dict[str, Artifact], tmp_path: Path) -> None:
+    run(told, tmp_path)
+    assert run(told, tmp_path, num_samples=12).notes["units_reused"] == 2
+    assert run(told, tmp_path, samples_per_condition=1).notes["units_reused"] == 0
+
+
+def test_choices_that_do_not_suit_the_prior_are_refused(
+    made: dict[str, Artifact], told: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="told of class, caption, low_resolution, and a class alone is not"):
+        run(told, tmp_path, classes=("cats",))
+    with pytest.raises(ConfigError, match="told of class, not of captions: train it with condition=caption"):
+        run(made, tmp_path, captions=("a cat",))

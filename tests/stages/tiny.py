@@ -12,6 +12,7 @@ from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
 from pipeline.units import Unit, Worker
+from stages.models.vocabulary import Segment
 
 IMAGE_SIZE = 16
 
@@ -23,12 +24,18 @@ class TinyConfig(StrictModel):
     """Pictures of each training shard."""
     classes: tuple[str, ...] = ("cats", "dogs", "owls")
     """Class names."""
+    captions: bool = True
+    """Whether pictures have captions."""
     seed: int = 0
     """Seed of the random weights."""
     condition_dropout: float = 0.1
     """Of the prior."""
     tokenizer_digest: str = ""
     """Of the tokenizer whose tokens the prior is for."""
+    condition: tuple[Segment, ...] | None = None
+    """What the prior is told. Default: the class."""
+    image_size: int = IMAGE_SIZE
+    """Side of the pictures that the tokenizer is for."""
 
 
 def tiny_shards(workdir: Path, **options: Any) -> Artifact:
@@ -53,7 +60,8 @@ def _make(name: str, work: Any, workdir: Path, **options: Any) -> Artifact:
 def _shards(config: TinyConfig, *, output: Any, runtime: Any) -> dict[str, int]:
     counts = {f"train-{n:06d}": count for n, count in enumerate(config.pictures)} | {"val-000000": 2}
     units = [
-        Unit(name, {"name": name, "count": count, "classes": len(config.classes)}) for name, count in counts.items()
+        Unit(name, {"name": name, "count": count, "classes": len(config.classes), "captions": config.captions})
+        for name, count in counts.items()
     ]
     output.map_units(_shard_worker, units, runtime, label="shard")
     output.write_json(
@@ -83,7 +91,11 @@ def _write_pictures(unit: Unit, folder: Path) -> dict[str, int]:
         coarse_HWC = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         image = encode_image(coarse_HWC.repeat(IMAGE_SIZE // 4, 0).repeat(IMAGE_SIZE // 4, 1), "png")
         key = f"{unit.name}-{n}"
-        samples.append(Sample(key, n % max(1, unit.recipe["classes"]), f"picture {n}", key, image))
+        samples.append(
+            Sample(
+                key, n % max(1, unit.recipe["classes"]), f"picture {n}" if unit.recipe["captions"] else "", key, image
+            )
+        )
     return write_shard(folder, unit.name, samples)
 
 
@@ -99,7 +111,7 @@ def _tokenizer(config: TinyConfig, *, output: Any, runtime: Any) -> dict[str, in
             backbone=LightBackboneConfig(channels=(8, 8, 16), residual_blocks=(0, 1, 0), norm_groups=4),
             quantizer=EMAQuantizerConfig(num_codes=20, dim=4),
         ),
-        image_size=IMAGE_SIZE,
+        image_size=config.image_size,
         channels=3,
     )
     with torch.no_grad():
@@ -116,7 +128,9 @@ def _prior(config: TinyConfig, *, output: Any, runtime: Any) -> dict[str, int]:
     from stages.models.priors.configs import GPTConfig, PriorDescription
     from stages.models.priors.load import build_prior
 
+    told: dict[str, Any] = {} if config.condition is None else {"condition": config.condition}
     description = PriorDescription(
+        **told,
         tokenizer=config.tokenizer_digest,
         codebook_size=20,
         grid=(2, 2),

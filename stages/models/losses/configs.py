@@ -121,3 +121,20 @@ class LossConfig(StrictModel):
         if self.l1_weight == 0 and self.l2_weight == 0:
             raise ValueError("l1_weight and l2_weight are both 0: nothing ties the reconstruction to its picture")
         return self
+
+
+class MapDiscriminatorConfig(DiscriminatorConfig):
+    """The discriminator of maps, which does nothing unless it is given a weight."""
+
+    weight: NonNegativeFloat = 0.0
+    """Size of the adversarial gradient in the last layer, relative to that of reconstruction."""
+
+
+class MapLossConfig(LossConfig):
+    """The terms of the loss of a tokenizer of maps."""
+
+    perceptual_weight: NonNegativeFloat = 0.0
+    """Of the perceptual distance."""
+
+    discriminator: MapDiscriminatorConfig = MapDiscriminatorConfig()
+    """The adversarial term; a weight of 0 trains without one."""

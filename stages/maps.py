@@ -1,0 +1,58 @@
+"""Stage maps: makes a spatial map of every picture, in shards beside those of the pictures."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Artifact, Metrics
+from pipeline.output import Output
+from pipeline.runtime import BoundRuntime
+from pipeline.units import Unit, Worker
+from stages.data.condition_config import MapCondition
+
+if TYPE_CHECKING:
+    from stages.data.shards import Shard
+
+
+def make_maps(config: MapCondition, *, shards: Artifact, output: Output, runtime: BoundRuntime) -> Metrics:
+    """Map every shard as a unit of its own; the maps have the names, keys and labels of their pictures."""
+    from stages.data.conditions import map_channels
+    from stages.data.shards import open_split
+
+    dataset = shards.read_json("dataset.json")
+    units = [
+        Unit(shard.name, {"shard": shard.digest, "condition": config.model_dump(mode="json")}, {"shard": shard})
+        for split in ("train", "val")
+        for shard in open_split(shards, split)
+    ]
+    make_worker = functools.partial(load_mapper, config, dataset["channels"])
+    records = output.map_units(make_worker, units, runtime, label="maps", gpu=False)
+    output.write_json("dataset.json", {**dataset, "channels": map_channels(config, dataset["channels"])})
+    return {"maps": sum(record.counts["samples"] for record in records), "kind": config.kind}
+
+
+def load_mapper(config: MapCondition, channels: int, device: str) -> Worker:
+    """Build the worker that maps shards; it runs on CPUs whatever the device."""
+    return functools.partial(map_shard, config, channels)
+
+
+def map_shard(config: MapCondition, channels: int, unit: Unit, folder: Path) -> dict[str, Any]:
+    """Write NAME.tar, NAME.idx and NAME.json: for each picture of a shard its map, under its key."""
+    from dataclasses import replace
+
+    from stages.data.conditions import make_map
+    from stages.data.images import decode_image, encode_image
+    from stages.data.shards import ShardReader, write_shard
+
+    shard: Shard = unit.payload["shard"]
+    reader = ShardReader(shard)
+
+    def mapped() -> Any:
+        for place in range(len(reader)):
+            sample = reader[place]
+            map_HWC = make_map(config, decode_image(sample.image, channels))
+            yield replace(sample, image=encode_image(map_HWC, "png"))
+
+    return write_shard(folder, unit.name, mapped())

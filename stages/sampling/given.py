@@ -1,0 +1,94 @@
+"""What samples are drawn from where it is more than a class: conditions of held-out pictures, or captions.
+
+Shapes: N conditions, C condition tokens, L tokens of a caption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from stages.data.captions import Captions
+from stages.data.tables import read_tokens
+
+if TYPE_CHECKING:
+    from pipeline.artifacts import Artifact
+    from stages.models.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Given:
+    """Some conditions, and what is known of each."""
+
+    condition_NC: np.ndarray
+    keys: list[str]
+    """Of the held-out pictures that they were taken from; empty for others."""
+    captions: list[str]
+    variants: list[int]
+    """Of the held-out pictures: which window of each."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def held_out(cls, tokens: Artifact) -> Given:
+        """The conditions of all held-out rows of an encode artifact, in their order. Raises DataError without any."""
+        tables = [
+            read_tokens(tokens.local(entry.path))
+            for unit, entry in tokens.unit_files(".parquet")
+            if unit.name.startswith("val-")
+        ]
+        if not sum(map(len, tables)):
+            raise DataError(
+                "samples are drawn from the conditions of held-out pictures, and there are none: "
+                "raise shard.validation_fraction"
+            )
+        return cls(
+            np.concatenate([table.condition_NC for table in tables if len(table)]),
+            [key for table in tables for key in table.keys],
+            [caption for table in tables for caption in table.captions],
+            [int(variant) for table in tables for variant in table.variants],
+        )
+
+    @classmethod
+    def of_captions(cls, texts: Sequence[str], vocabulary: Vocabulary, captions: Captions) -> Given:
+        """Conditions of which only the caption is given."""
+        import torch
+
+        values = [
+            torch.from_numpy(captions.values(texts, segment.length))
+            if segment.kind == "caption"
+            else torch.full((len(texts), segment.length), -1)
+            for segment in vocabulary.segments
+        ]
+        nothing = [""] * len(texts)
+        return cls(vocabulary.condition(*values).numpy(), nothing, list(texts), [0] * len(texts))
+
+    def of_samples(self, ids: Sequence[int], samples_per_condition: int) -> Given:
+        """The conditions of some samples: each is that of `samples_per_condition` in a row, all are taken in turn."""
+        rows = [sample_id // samples_per_condition % len(self) for sample_id in ids]
+        return Given(
+            self.condition_NC[rows],
+            *([values[row] for row in rows] for values in (self.keys, self.captions, self.variants)),  # type: ignore[arg-type]
+        )
+
+    @property
+    def digest(self) -> str:
+        """Changes when a condition does."""
+        known = hashlib.sha256(np.ascontiguousarray(self.condition_NC, dtype=np.int64).tobytes())
+        known.update(repr((self.keys, self.captions, self.variants)).encode())
+        return known.hexdigest()
+
+    def columns(self) -> dict[str, Any]:
+        """What the table of samples says of their conditions."""
+        return {
+            "caption": self.captions,
+            "condition_key": self.keys,
+            "condition_variant": self.variants,
+            "condition_tokens": self.condition_NC.astype(np.int32),
+        }
