@@ -80,6 +80,21 @@ class ReferenceBackboneConfig(StrictModel):
         return self
 
 
+class VQVAEBackboneConfig(StrictModel):
+    """The encoder and decoder of the plain VQ-VAE: tokens of 4x4 pixels, for small pictures and for digits."""
+
+    kind: Literal["vqvae"] = "vqvae"
+
+    dim: PositiveInt = 32
+    """Channels of every layer: 32 for digits, 128 for faces. Where `quantizer.dim` is the same there is no projection
+    between encoder and codebook, as published."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a token."""
+        return 4
+
+
 class EMAQuantizerConfig(StrictModel):
     """A codebook that follows the running mean of the vectors it was chosen for (van den Oord et al. 2017, A.1)."""
 
@@ -102,14 +117,16 @@ class EMAQuantizerConfig(StrictModel):
     current batch. 0 never restarts, and codes nobody chooses stay where they were."""
 
 
-BackboneConfig = Annotated[LightBackboneConfig | ReferenceBackboneConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[
+    LightBackboneConfig | ReferenceBackboneConfig | VQVAEBackboneConfig, Field(discriminator="kind")
+]
 
 
 class TokenizerModelConfig(StrictModel):
     """A VQGAN's generator: encoder, codebook, decoder."""
 
     backbone: BackboneConfig = LightBackboneConfig()
-    """`light` trains in minutes on a CPU; `reference` is the published architecture."""
+    """`light` trains in minutes on a CPU; `reference` is VQGAN as published; `vqvae` is older and plain."""
 
     quantizer: EMAQuantizerConfig = EMAQuantizerConfig()
     """The codebook."""
