@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
 from stages.models.backbones.vqvae import VQVAEDecoder, VQVAEEncoder
+from stages.models.pretrained import CONFIG, WEIGHTS, home_of
 from stages.models.quantizers.ema import EMAQuantizer
 from stages.models.tokenizer_config import (
     BackboneConfig,
@@ -23,10 +24,6 @@ from stages.models.tokenizer_config import (
     TokenizerModelConfig,
     VQVAEBackboneConfig,
 )
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-
 
 Encoder = LightEncoder | ReferenceEncoder | VQVAEEncoder
 Decoder = LightDecoder | ReferenceDecoder | VQVAEDecoder
@@ -140,18 +137,23 @@ class Tokenizer(nn.Module):
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Self:
-        """The tokenizer saved in `folder`, in evaluation mode. Raises DataError if files are missing or do not fit."""
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise DataError(f"no {name} in {folder}: run --stages tokenizer, or name a finished tokenizer's folder")
-        fields = json.loads((folder / CONFIG).read_text())
+    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
+        """The tokenizer in `folder`, in evaluation mode: what `save` wrote there, or what a run, a published bundle or
+        an import keeps below it. Raises DataError if files are missing or do not fit."""
+        found = home_of(folder, "tokenizer")
+        if found is None:
+            present = [name for name in (CONFIG, WEIGHTS) if (Path(folder) / name).is_file()]
+            missing = " and ".join(name for name in (CONFIG, WEIGHTS) if name not in present)
+            raise DataError(f"no {missing} in {folder}: run --stages tokenizer, or name a finished tokenizer's folder")
+        home = found.local(CONFIG).parent
+        found.local(WEIGHTS)  # behind a URL, both are fetched
+        fields = json.loads((home / CONFIG).read_text())
         config = TokenizerModelConfig.model_validate(fields["model"])
         tokenizer = cls(config, image_size=fields["image_size"], channels=fields["channels"])
         try:
-            tokenizer.load_state_dict(load_file(folder / WEIGHTS))
+            tokenizer.load_state_dict(load_file(home / WEIGHTS))
         except RuntimeError as error:
-            raise DataError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+            raise DataError(f"{home / WEIGHTS} does not fit {home / CONFIG}: {error}") from error
         tokenizer.eval().requires_grad_(False)
         if torch.device(device).type == "cpu":
             tokenizer.to(memory_format=torch.channels_last)
