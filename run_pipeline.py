@@ -17,6 +17,7 @@ from pipeline.stage import Stage
 from stages.data.sources import list_source
 from stages.encode import EncodeConfig, encode
 from stages.evaluate import EvaluateConfig, evaluate
+from stages.models.pretrained import start_of
 from stages.prior import PriorConfig, train_prior
 from stages.sample import SampleConfig, sample
 from stages.shard import ShardConfig, shard
@@ -41,9 +42,11 @@ def build(config: Config) -> list[Stage]:
     pictures = Source("pictures", partial(list_source, config.shard.source))
     shards = Stage("shard", shard, config.shard, {"source": pictures}, version=2)
     keep = config.tokenizer.policy == "keep"
-    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=2, keep=keep)
+    learning_from = {"shards": shards, **start_of("tokenizer", config.tokenizer.from_checkpoint)}
+    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, learning_from, version=2, keep=keep)
     tokens = Stage("encode", encode, config.encode, {"shards": shards, "tokenizer": tokenizer}, version=2)
-    prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=2)
+    learning_from = {"tokens": tokens, **start_of("prior", config.prior.from_checkpoint)}
+    prior = Stage("prior", train_prior, config.prior, learning_from, version=2)
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior}, version=2)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     return [shards, tokenizer, tokens, prior, samples, Stage("evaluate", evaluate, config.evaluate, judged, version=2)]

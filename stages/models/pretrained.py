@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pipeline.artifacts import SourceFile
+from pipeline.artifacts import Source, SourceFile
 from pipeline.errors import ConfigError
 from pipeline.manifest import MANIFEST
 from pipeline.storage import Folder, content_hash
@@ -17,6 +18,11 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 JUDGE = "discriminator.safetensors"
 """The discriminator of an imported tokenizer; that of a trained one is in its training state."""
 TRAINING = "training.safetensors"
+
+
+def absolute(place: str) -> str:
+    """The same place for workers, who change their working directory."""
+    return Folder.at(Path(place).expanduser() if place.startswith("~") else place).url
 
 
 def home_of(place: str | Path, part: Part) -> Folder | None:
@@ -60,3 +66,8 @@ def list_pretrained(place: str, part: Part) -> Iterator[SourceFile]:
         size = home.size(name)
         if size is not None:
             yield SourceFile(name, size, known.get(name) or content_hash(home.local(name)))
+
+
+def start_of(part: Part, place: str | None) -> dict[str, Source]:
+    """The input `checkpoint` of a stage that starts from the trained model at `place`; none without one."""
+    return {"checkpoint": Source(f"{part} checkpoint", partial(list_pretrained, place, part))} if place else {}

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +28,8 @@ from stages.models.interop.net2net import (
 )
 from stages.models.interop.vqgan import VQGAN, read_vqgan, vqgan_config, vqgan_weights
 from stages.models.losses.discriminator import described_by
-from stages.models.pretrained import CONFIG, JUDGE, TRAINING, WEIGHTS, home_of
+from stages.models.pretrained import CONFIG, JUDGE, WEIGHTS, home_of
+from stages.models.pretrained_weights import discriminator_weights
 from stages.models.priors.configs import PriorDescription
 from stages.models.priors.gpt import GPT
 from stages.models.tokenizer import Tokenizer
@@ -96,17 +96,6 @@ def export_folder(folder: Path, out: Path, *, perceptual: Weights | None = None)
     write_checkpoint(out, weights)
     write_config(out.with_suffix(".yaml"), target, params)
     return [*lines, f"{out}: {target}, {len(weights)} tensors; {out.with_suffix('.yaml')} builds it"]
-
-
-def discriminator_weights(home: Folder) -> dict[str, Tensor]:
-    """The discriminator that was trained with, or imported beside, the tokenizer in this folder; empty without one."""
-    if home.exists(JUDGE):
-        return dict(load_file(home.local(JUDGE)))
-    if not home.exists(TRAINING):
-        return {}
-    with safe_open(home.local(TRAINING), framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith("discriminator/")]  # noqa: SIM118
-        return {name.removeprefix("discriminator/"): tensors.get_tensor(name) for name in names}
 
 
 def _save_vqgan(vqgan: VQGAN, folder: Path) -> None:
