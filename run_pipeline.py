@@ -19,6 +19,7 @@ from stages.data.sources import list_source
 from stages.encode import EncodeConfig, EncodeWork, encode
 from stages.evaluate import EvaluateConfig, evaluate
 from stages.maps import make_maps
+from stages.models.pretrained import start_of
 from stages.prior import PriorConfig, train_prior
 from stages.sample import SampleConfig, sample
 from stages.shard import ShardConfig, shard
@@ -48,7 +49,8 @@ def build(config: Config) -> list[Stage]:
     pictures = Source("pictures", partial(list_source, config.shard.source))
     shards = Stage("shard", shard, config.shard, {"source": pictures}, version=2)
     keep = config.tokenizer.policy == "keep"
-    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, {"shards": shards}, version=2, keep=keep)
+    learning_from = {"shards": shards, **start_of("tokenizer", config.tokenizer.from_checkpoint)}
+    tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, learning_from, version=2, keep=keep)
     spatial = map_condition(config.condition)
     maps, beside = {}, {}
     if spatial is not None:  # a map beside each picture, with a tokenizer of its own
@@ -59,7 +61,8 @@ def build(config: Config) -> list[Stage]:
     encoding = EncodeWork.of(config.encode, config.condition)
     encoded = {"shards": shards, "tokenizer": tokenizer, **maps, **beside}
     tokens = Stage("encode", encode, encoding, encoded, version=3)
-    prior = Stage("prior", train_prior, config.prior, {"tokens": tokens}, version=2)
+    learning_from = {"tokens": tokens, **start_of("prior", config.prior.from_checkpoint)}
+    prior = Stage("prior", train_prior, config.prior, learning_from, version=2)
     # Classes are known to the prior; of other conditions, held-out pictures give examples to draw from.
     given = {"tokens": tokens, **maps} if {it.kind for it in config.condition} - {"none", "class"} else {}
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=2)

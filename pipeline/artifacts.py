@@ -20,7 +20,7 @@ Metrics = dict[str, float | int | str]
 
 @dataclass(frozen=True, order=True)
 class SourceFile:
-    """One picture file outside, as its listing shows it: `stamp` is what changes when it does (mtime, etag)."""
+    """One file outside, as its listing shows it: `stamp` is what changes when it does (mtime, etag, hash)."""
 
     path: str
     bytes: int
@@ -29,7 +29,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures from outside as an input: its digest is a snapshot of the listing, so new pictures are noticed."""
+    """Files from outside as an input: its digest is a snapshot of the listing, so new pictures are noticed."""
 
     name: str
     lister: Callable[[], Iterable[SourceFile]]

@@ -215,10 +215,14 @@ class Runner:
             self.screen.line(f"note: {message}", style="yellow")
 
     def _kept(self, stage: Stage, recipe: Mapping[str, Any]) -> Artifact | None:
-        """Return what the stage made last if it differs in nothing but its inputs' content."""
+        """Return what the stage made last if it differs in nothing but what other stages fed it."""
         latest = self.workdir.latest(stage)
-        same = latest is not None and {**latest.recipe, "inputs": 0} == {**recipe, "inputs": 0}
-        return latest if same else None
+        fed = {name for name, given in stage.inputs.items() if isinstance(given, Stage)}
+
+        def chosen(recipe: Mapping[str, Any]) -> dict[str, Any]:
+            return {**recipe, "inputs": {name: d for name, d in recipe["inputs"].items() if name not in fed}}
+
+        return latest if latest is not None and chosen(latest.recipe) == chosen(recipe) else None
 
     def _why(self, stage: Stage, recipe: Mapping[str, Any]) -> str:
         """Say what differs from the artifact that the stage made last."""

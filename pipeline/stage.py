@@ -31,7 +31,7 @@ class Stage:
     version: int = 1
     """Bumped by hand when the work changes its meaning."""
     keep: bool = False
-    """Whether what it made last stays in use when nothing but its inputs changed."""
+    """Whether what it made last stays in use when nothing changed but what other stages feed it."""
 
     def __post_init__(self) -> None:
         parameters = dict(inspect.signature(self.work).parameters)

@@ -70,7 +70,7 @@ def shard(config: ShardConfig, *, source: Source, output: Output, runtime: Bound
 
     Raises DataError where nothing can be read or more than `max_reject_fraction` of the pictures are unusable.
     """
-    from stages.data.sources import other_files, read_pictures, source_root
+    from stages.data.sources import PACKAGED, other_files, read_pictures, source_root
 
     pictures = read_pictures(config.source, source.listing)
     live = set(pictures)
@@ -83,7 +83,7 @@ def shard(config: ShardConfig, *, source: Source, output: Output, runtime: Bound
     _remember(memory, plan, finished=False)
     units = [_unit(config, planned, plan.classes) for planned in plan.shards]
     # A packaged source lies elsewhere on another machine; workers change their folder, so other places are absolute.
-    root = None if config.source.kind == "emoji" else source_root(config.source)
+    root = None if config.source.kind in PACKAGED else source_root(config.source)
     records = output.map_units(partial(make_packer, config, root), units, runtime, label="shards", gpu=False)
     _remember(memory, plan, finished=True)
 
@@ -99,13 +99,15 @@ def shard(config: ShardConfig, *, source: Source, output: Output, runtime: Bound
 
 def make_packer(config: ShardConfig, root: Path | None, device: str) -> Worker:
     """Build the worker that makes shards; it runs on CPUs whatever the device."""
+    from stages.data.digits import read_digit
     from stages.data.images import Preparation
-    from stages.data.packing import Packer
+    from stages.data.packing import FileReader, Packer
     from stages.data.sources import source_root
 
     keys = ("image_size", "channels", "crop", "min_size", "max_pixels", "frames")
     preparation = Preparation(**{key: getattr(config, key) for key in keys})
-    return Packer(root or source_root(config.source), preparation, config.image_format)
+    read = read_digit if config.source.kind == "mnist" else FileReader(root or source_root(config.source))
+    return Packer(read, preparation, config.image_format)
 
 
 def _plan(config: ShardConfig, pictures: Sequence[Picture], memory: Folder, *, fresh: bool) -> Assignment:

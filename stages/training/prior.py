@@ -38,6 +38,7 @@ from stages.training.prior_results import write_result
 from stages.training.prior_state import PriorState, out_of_patience
 from stages.training.prior_step import PriorStep, TokenNats
 from stages.training.session import Pace, Session
+from stages.training.start import load_prior_start
 from stages.training.token_data import Batch, TokenData, read_split
 
 # Shapes: B batch, C condition tokens, T image tokens, V codes.
@@ -94,7 +95,10 @@ class PriorTrainer:
         if not len(val) and rank.rank == 0:
             session.reporter.warn("there are no validation tokens: the last weights are kept, patience has no effect")
         reseed(job.config.seed, 0, 0)  # the same weights on every rank
-        model = build_prior(self.description).to(fabric.device)
+        model = build_prior(self.description)
+        if job.config.from_checkpoint is not None:
+            model.load_state_dict(load_prior_start(job.config, job.corpus)[0])
+        model.to(fabric.device)
         if job.cluster.activation_checkpointing:
             checkpoint_activations(model)
         module: Any = TokenNats(model)

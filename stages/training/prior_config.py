@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config import StrictModel
+from stages.models.pretrained import absolute
 from stages.models.priors.configs import GPTConfig, PriorModelConfig
 
 
@@ -15,8 +16,13 @@ class PriorConfig(StrictModel):
 
     model: PriorModelConfig = GPTConfig()
     """The network. What it draws at random in training follows from `seed` and a picture's place in the order."""
-    steps: int = Field(default=600, ge=1)
-    """Updates, unless `patience` ends training earlier. Raising it goes on from the last checkpoint."""
+    from_checkpoint: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, exclude=True)
+    """Start from trained weights: the folder of an earlier run, of a published model or of an import, or a .ckpt of
+    taming-transformers. `model` must be the checkpoint's. With `steps: 0` the prior is taken as it is. In the
+    fingerprint the files' content counts, not where they lie."""
+    steps: int = Field(default=600, ge=0)
+    """Updates, unless `patience` ends training earlier. Raising it goes on from the last checkpoint. 0 needs
+    `from_checkpoint`."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures of one update, over all ranks."""
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -43,6 +49,12 @@ class PriorConfig(StrictModel):
     by bf16. The artifact's notes say which was used."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, order, dropout, and which conditions and tokens training hides."""
+
+    @model_validator(mode="after")
+    def _something_to_make(self) -> PriorConfig:
+        if self.steps == 0 and self.from_checkpoint is None:
+            raise ValueError("steps 0 trains nothing: raise it, or set from_checkpoint to a prior that is trained")
+        return self
 
     @model_validator(mode="after")
     def _schedule_rises_then_falls(self) -> PriorConfig:

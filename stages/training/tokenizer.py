@@ -27,6 +27,7 @@ from stages.training.micro_batch import decide_micro_batch
 from stages.training.movement import MovementWatch
 from stages.training.reconstruction import HeldOut, reconstruction_grid, validate
 from stages.training.session import Pace, Session
+from stages.training.start import load_tokenizer_start
 from stages.training.tokenizer_config import TokenizerConfig
 from stages.training.tokenizer_data import check_ranks, picture_size, training_stream
 from stages.training.tokenizer_gradients import StepGradients, StepNumbers
@@ -87,9 +88,11 @@ class TokenizerTrainer:
             world=rank.world,
         )
         self.perceptual = build_perceptual(self.losses.perceptual).to(fabric.device)
+        start = load_tokenizer_start(self.config, dataset)[0] if self.config.from_checkpoint else None
         self.state, self.networks = begin(
             self.config,
             fabric,
+            start,
             image_size=size,
             channels=channels,
             activation_checkpointing=job.cluster.activation_checkpointing,

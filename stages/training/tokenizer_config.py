@@ -1,11 +1,20 @@
 """The configuration of the tokenizer stage: model, losses, optimizer, schedule. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.config import StrictModel
 from stages.models.losses.configs import LossConfig, MapLossConfig
+from stages.models.pretrained import absolute
 from stages.models.tokenizer_config import TokenizerModelConfig
 
 
@@ -72,8 +81,13 @@ class TokenizerConfig(StrictModel):
     image_size: PositiveInt | None = None
     """Side in pixels of the pictures it learns: below that of the stored ones, windows of them. Null: the same."""
 
-    steps: PositiveInt = 3200
-    """Updates of the generator. Raising it goes on from the last checkpoint."""
+    from_checkpoint: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, exclude=True)
+    """Start from trained weights: the folder of an earlier run, of a published model or of an import, or a .ckpt of
+    taming-transformers; its discriminator goes on too. `model` must be the checkpoint's. With `steps: 0` the tokenizer
+    is taken as it is. In the fingerprint the files' content counts, not where they lie."""
+
+    steps: NonNegativeInt = 3200
+    """Updates of the generator. Raising it goes on from the last checkpoint. 0 needs `from_checkpoint`."""
 
     batch_size: PositiveInt = 8
     """Pictures of one update, over all ranks. In a run of minutes many small updates learn more than few large
@@ -109,6 +123,12 @@ class TokenizerConfig(StrictModel):
     """What happens when the shards change but nothing else does. `scratch`: train anew. `keep`: the tokenizer stays,
     so that new pictures cost only their own shards and tokens. No part of the fingerprint."""
 
+    @model_validator(mode="after")
+    def _something_to_make(self) -> "TokenizerConfig":
+        if self.steps == 0 and self.from_checkpoint is None:
+            raise ValueError("steps 0 trains nothing: raise it, or set from_checkpoint to a tokenizer that is trained")
+        return self
+
 
 class MapTokenizerConfig(TokenizerConfig):
     """How the tokenizer of a spatial condition is trained: maps are simpler than pictures, and nobody looks at them."""
@@ -116,5 +136,5 @@ class MapTokenizerConfig(TokenizerConfig):
     losses: MapLossConfig = MapLossConfig()
     """The terms of the loss; neither perceptual nor adversarial unless they are given a weight."""
 
-    steps: PositiveInt = 1600
-    """Updates of the generator. Raising it goes on from the last checkpoint."""
+    steps: NonNegativeInt = 1600
+    """Updates of the generator. Raising it goes on from the last checkpoint. 0 needs `from_checkpoint`."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from stages.models.losses.discriminator import PatchDiscriminator
+from stages.models.pretrained_weights import PretrainedTokenizer
 from stages.models.tokenizer import Tokenizer
 from stages.training.activations import checkpoint_activations
 from stages.training.averages import LogitAverage, WeightAverage
@@ -83,15 +84,20 @@ class Networks:
 def begin(
     config: TokenizerConfig,
     fabric: Fabric,
+    start: PretrainedTokenizer | None = None,
     *,
     image_size: int,
     channels: int,
     activation_checkpointing: bool = False,
 ) -> tuple[TokenizerState, Networks]:
-    """Fresh networks and optimizers, equal on every rank."""
+    """Networks and fresh optimizers, equal on every rank; the networks are fresh too, or those to start from."""
     reseed(config.seed, 0, 0)
     tokenizer = Tokenizer(config.model, image_size=image_size, channels=channels)
     discriminator = PatchDiscriminator(config.losses.discriminator, channels=channels)
+    if start is not None:
+        tokenizer.load_state_dict(start.weights)
+        if start.judge_weights:
+            discriminator.load_state_dict(start.judge_weights)
     for network in (tokenizer, discriminator):
         network.to(device=fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = WeightAverage(tokenizer, config.ema_decay) if config.ema_decay is not None else None

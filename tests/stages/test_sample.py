@@ -241,7 +241,7 @@ def test_a_prior_that_knows_more_than_classes_draws_from_held_out_pictures(
     assert rows["caption"] == [held_out.captions[row] for row in taken]
     assert rows["label"] == held_out.labels[taken].tolist()
     assert np.array_equal(rows["condition_tokens"], held_out.condition_NC[taken])
-    prior = GPT.load(told["prior"].local("model.safetensors").parent)
+    prior = load_prior(told["prior"].local("model.safetensors").parent)
     tokens_NT, condition_NC = (torch.from_numpy(np.stack(rows[name])).long() for name in ("tokens", "condition_tokens"))
     with torch.no_grad():
         _, nats_NT = prior.loss(condition_NC, tokens_NT)
@@ -266,7 +266,7 @@ def test_captions_of_the_config_are_drawn_in_turn_and_all_else_is_null(
     artifact = run(told, tmp_path, captions=texts, samples_per_condition=1)
     rows = table(artifact)
     assert rows["caption"] == list(texts) * 4
-    vocabulary = GPT.load(told["prior"].local("model.safetensors").parent).vocabulary
+    vocabulary = load_prior(told["prior"].local("model.safetensors").parent).vocabulary
     condition_NC = torch.from_numpy(np.stack(rows["condition_tokens"])).long()
     captions = Captions(told["tokens"].local("captions.json").read_text())
     assert vocabulary.values(condition_NC, "caption").tolist() == captions.values(texts, 5).tolist() * 4

@@ -23,10 +23,11 @@ from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
 from pipeline.units import Unit
+from stages.data.digits import read_digit
 from stages.data.images import decode_image
 from stages.data.packing import Packer
 from stages.data.shards import ShardReader, open_split, sample_key
-from stages.data.sources import EmojiSource, FolderSource, ListSource, list_source
+from stages.data.sources import EmojiSource, FolderSource, ListSource, MnistSource, list_source
 from stages.shard import VERSION, ShardConfig, shard
 from tests.pictures import draw_picture, draw_pictures
 from tests.stages.data.hostile import KEPT, REJECTED, write_hostile_folder
@@ -272,3 +273,17 @@ def test_a_config_loads_nothing_heavy() -> None:
     code = f"import sys, stages.shard; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_digits_become_grey_shards(tmp_path: Path) -> None:
+    config = ShardConfig(source=MnistSource(), image_size=28, channels=1, samples_per_shard=2500)
+    source = Source("pictures", partial(list_source, config.source))
+    artifact = run_stage(
+        Stage("shard", shard, config, {"source": source}), {"source": source}, str(tmp_path), LocalRuntime()
+    )
+    assert (artifact.metrics["pictures"], artifact.metrics["rejects"]) == (5000, 0)
+    dataset = artifact.read_json("dataset.json")
+    assert dataset["classes"] == list("0123456789")
+    assert "MNIST" in dataset["attribution"]
+    sample = ShardReader(open_split(artifact, "val")[0])[3]
+    np.testing.assert_array_equal(decode_image(sample.image, 1), decode_image(read_digit(sample.source, 0, ""), 1))

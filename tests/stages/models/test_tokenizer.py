@@ -61,6 +61,21 @@ def test_pictures_become_grids_of_codes_and_pictures_again(
 
 
 @pytest.mark.parametrize("config", [LIGHT, REFERENCE])
+def test_latents_lead_through_the_codes_to_the_same_pictures(config: TokenizerModelConfig) -> None:
+    tokenizer = make(config)
+    z_BCHW = tokenizer.encode_latents(pictures())
+    z_q_BCHW = tokenizer.quantize_latents(z_BCHW)
+
+    assert z_BCHW.shape == (3, config.quantizer.dim, *tokenizer.grid)
+    assert torch.equal(tokenizer.quantize.embed(tokenizer.encode(pictures())), z_q_BCHW)
+    assert torch.equal(tokenizer.decode_latents(z_q_BCHW), tokenizer.reconstruct(pictures()))
+    assert not torch.allclose(tokenizer.decode_latents(z_BCHW), tokenizer.decode_latents(z_q_BCHW), atol=1e-3)
+    with torch.enable_grad():
+        tokenizer.decode_latents(z_BCHW).sum().backward()
+    assert tokenizer.last_layer_weight.grad is not None
+
+
+@pytest.mark.parametrize("config", [LIGHT, REFERENCE])
 def test_every_weight_gets_a_gradient(config: TokenizerModelConfig) -> None:
     tokenizer = make(config)
     with torch.no_grad():  # a block that begins as an identity has none before its first update

@@ -1,0 +1,98 @@
+"""Checkpoints of taming-transformers with random weights, made by the package itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from stages.models.tokenizer import Tokenizer
+from stages.models.tokenizer_config import ReferenceBackboneConfig, TokenizerModelConfig
+from tests import peers
+
+SIZE, CLASSES = 16, 5
+
+MODEL = TokenizerModelConfig.model_validate(
+    {
+        "backbone": ReferenceBackboneConfig(
+            base_channels=32, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(8,), z_channels=16
+        ),
+        "quantizer": {"kind": "ema", "num_codes": 40, "dim": 8},
+    }
+)
+JUDGE = {"disc_start": 0, "disc_ndf": 8, "disc_num_layers": 2}
+DUMMY = {"target": "taming.modules.losses.vqperceptual.DummyLoss"}
+
+
+def pictures(count: int = 3) -> Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(torch.get_default_dtype())
+
+
+def shake(network: nn.Module) -> None:
+    """Biases and norms begin at 0 and 1, where mistakes would not show."""
+    torch.manual_seed(7)
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+
+
+def their_vqgan() -> Any:
+    """Their VQModel with discriminator and LPIPS, whose codes pictures use."""
+    torch.manual_seed(0)
+    model = peers.taming_vqgan(MODEL, image_size=SIZE, **JUDGE)
+    shake(model)
+    spread(model)
+    return model.eval()
+
+
+def spread(model: Any) -> None:
+    """Moves their codes near their vectors of `pictures`, so that many are used."""
+    ours = Tokenizer(MODEL, image_size=SIZE, channels=3)
+    own = ours.state_dict()
+    ours.load_state_dict({**own, **{name: value for name, value in model.state_dict().items() if name in own}})
+    peers.spread_codes(ours, 2 * pictures() - 1)
+    model.quantize.embedding.weight.data.copy_(ours.quantize.embedding.weight)
+
+
+def vqgan_params() -> dict[str, Any]:
+    """What builds `their_vqgan` without its loss."""
+    from stages.models.interop.vqgan import dd_config
+
+    assert isinstance(MODEL.backbone, ReferenceBackboneConfig)
+    sizes = dd_config(MODEL.backbone, image_size=SIZE, channels=3)
+    return {"ddconfig": sizes, "lossconfig": DUMMY, "n_embed": 40, "embed_dim": 8, "sane_index_shape": True}
+
+
+def net2net_params(condition: Any, *, vocab_size: int = 40, block_size: int = 64, **more: Any) -> dict[str, Any]:
+    """What builds a Net2NetTransformer over `their_vqgan`: 3 layers, 4 heads, 32 wide."""
+    settings = {"vocab_size": vocab_size, "block_size": block_size, "n_layer": 3, "n_head": 4, "n_embd": 32}
+    return {
+        "first_stage_config": {"target": "taming.models.vqgan.VQModel", "params": vqgan_params()},
+        "cond_stage_config": condition,
+        "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": settings},
+        **more,
+    }
+
+
+LABELLED = {"target": "taming.modules.util.Labelator", "params": {"n_classes": CLASSES}}
+
+
+def their_net2net(**params: Any) -> Any:
+    """Their transformer with its VQGAN inside."""
+    torch.manual_seed(0)
+    peers.taming("models.vqgan")
+    model = peers.quietly(peers.taming("models.cond_transformer").Net2NetTransformer, **params).eval()
+    shake(model)
+    spread(model.first_stage_model)
+    return model
+
+
+def save(model: Any, path: Path, params: dict[str, Any] | None = None) -> Path:
+    """Their checkpoint file, with the bystanders that Lightning puts into it; the YAML file if `params` are given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 3, "global_step": 40, "state_dict": model.state_dict(), "optimizer_states": []}, path)
+    if params is not None:
+        path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": {"target": "x", "params": params}}))
+    return path
