@@ -1,34 +1,35 @@
-"""Running means that are part of the training's state: of the generator's weights, of the discriminator's logits."""
+"""Running means that are part of the training's state: of a network's weights, of the discriminator's logits."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.models.tokenizer import Tokenizer
 from stages.training.schedules import warmup_decay
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class WeightAverage:
-    """A tokenizer whose weights are an exponential moving average of another's; its codebook is simply the other's.
 
-    The codebook is itself a running mean of the encoder's vectors, and what neither is trained is copied as well.
+class WeightAverage(Generic[Network]):
+    """A network whose weights are an exponential moving average of another's; what is not trained is copied.
+
+    So a tokenizer's codebook that is itself a running mean of the encoder's vectors is simply the other's.
     """
 
-    def __init__(self, source: Tokenizer, decay: float) -> None:
+    def __init__(self, source: Network, decay: float) -> None:
         """Starts as a copy of `source`."""
         self.decay = decay
         self.updates = 0
-        self.tokenizer = copy.deepcopy(source).eval().requires_grad_(False)
+        self.network = copy.deepcopy(source).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, source: Tokenizer) -> None:
+    def update(self, source: Network) -> None:
         """Take in the weights after an update."""
         trained = {name for name, parameter in source.named_parameters() if parameter.requires_grad}
-        own = self.tokenizer.state_dict()  # shares memory with the tokenizer
+        own = self.network.state_dict()  # shares memory with the network
         averaged, current = [], []
         for name, value in source.state_dict().items():
             if name in trained:
@@ -41,11 +42,11 @@ class WeightAverage:
 
     def dump(self) -> dict[str, Any]:
         """The state as nested dicts of tensors and numbers."""
-        return {"tokenizer": self.tokenizer.state_dict(), "updates": self.updates}
+        return {"network": self.network.state_dict(), "updates": self.updates}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `dump` gave."""
-        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.network.load_state_dict(state["network"])
         self.updates = state["updates"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from stages.models.priors.configs import PriorDescription
 from stages.models.priors.load import build_prior
 from stages.models.vocabulary import TokenCorpus
 from stages.training.activations import checkpoint_activations
+from stages.training.averages import WeightAverage
 from stages.training.checkpoints import Checkpoint, Checkpoints, reseed
 from stages.training.fabric import (
     Fabric,
@@ -99,13 +101,14 @@ class PriorTrainer:
         if job.config.from_checkpoint is not None:
             model.load_state_dict(load_prior_start(job.config, job.corpus)[0])
         model.to(fabric.device)
+        average = WeightAverage(model, job.config.ema_decay) if job.config.ema_decay is not None else None
         if job.cluster.activation_checkpointing:
             checkpoint_activations(model)
         module: Any = TokenNats(model)
         module = fabric.setup_module(torch.compile(module) if compiles(fabric, job.cluster.compile) else module)
         groups = model.optimizer_groups(job.config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=job.config.learning_rate, betas=(0.9, 0.95), fused=True)
-        self.state = PriorState(model, optimizer)
+        self.state = PriorState(model, optimizer, average)
         self.state.recent = self.state.recent.to(fabric.device)
         whole_slice = -(-job.config.batch_size // rank.world)
         self.step = PriorStep(job.config, fabric, rank, self.state, module, micro_batch=whole_slice)
@@ -182,7 +185,7 @@ class PriorTrainer:
 
     def validate(self) -> Tensor:
         """Mean bits [T] of each token position over all validation rows, given their class; float64, on all ranks."""
-        model = self.state.model
+        model = self.state.result
         nats_T = torch.zeros(model.num_tokens, dtype=torch.float64, device=self.fabric.device)
         with torch.no_grad(), autocast(self.fabric, self.config.precision):
             for batch in self.val.sweep(VALIDATION_BATCH, self.rank.rank, self.rank.world):
@@ -195,7 +198,7 @@ class PriorTrainer:
         state = self.state
         best = state.best
         if best is None or bits < best[1]:
-            state.best_weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
+            state.best_weights = {name: value.detach().clone() for name, value in state.result.state_dict().items()}
         state.validations.append((state.step, bits))
         self.session.record(state.step, {"validation/bits_per_token": bits})
 
@@ -206,19 +209,21 @@ class PriorTrainer:
         """
         state = self.state
         training = {**self.dump(), "validations": list(state.validations), "best_weights": state.best_weights}
-        training["model"] = {name: value.clone() for name, value in state.model.state_dict().items()}
+        training["model"] = _copied(training["model"])
+        if state.average:
+            training["average"]["network"] = _copied(training["average"]["network"])
         if len(self.val) and (not state.validations or state.validations[-1][0] != state.step):
             self.take_validation(float(self.validate().mean()))
             self.session.publish()
         if state.best_weights:
-            state.model.load_state_dict(state.best_weights)
+            state.result.load_state_dict(state.best_weights)
         bits_T = self.validate().tolist() if len(self.val) else None
         if self.rank.rank:
             return {}
         with tempfile.TemporaryDirectory() as scratch:
             metrics = write_result(
                 Path(scratch),
-                model=state.model,
+                model=state.result,
                 description=self.description,
                 training=training,
                 history=self.session.history,
@@ -234,3 +239,7 @@ class PriorTrainer:
             "compiled": compiles(self.fabric, self.cluster.compile),
         }
         return {"result": name, "metrics": metrics, "notes": notes}
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in weights.items()}

@@ -36,6 +36,9 @@ class PriorConfig(StrictModel):
     stays at its peak. Not derived from `steps`, so that raising `steps` goes on with the same run."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decay of the weights of matrix products; embeddings, norms and biases do not decay."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Share kept at each update of a running mean of the weights, e.g. 0.999; it rises to this in the first updates.
+    The mean is what is validated and saved as the prior. Null: the weights themselves are."""
     clip_gradient: float | None = Field(default=1.0, gt=0)
     """Largest norm of an update's gradient; longer ones are scaled down. Null: never."""
     validate_every: int = Field(default=50, ge=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.errors import StageError
 from stages.models.priors.prior import Prior
+from stages.training.averages import WeightAverage
 
 
 @dataclass
@@ -19,19 +20,27 @@ class PriorState:
 
     model: Prior
     optimizer: torch.optim.AdamW
+    average: WeightAverage[Prior] | None = None
+    """The running mean of the weights, if it is asked for."""
     step: int = 0
     validations: list[tuple[int, float]] = field(default_factory=list)
     """(step, bits per token) of every validation."""
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    """The model at its best validation; empty before the first."""
+    """The result at its best validation; empty before the first."""
     recent: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     """Nats and tokens since the last row of the history."""
+
+    @property
+    def result(self) -> Prior:
+        """The prior that is validated and saved."""
+        return self.average.network if self.average else self.model
 
     def dump(self) -> dict[str, Any]:
         """The state as a nested dict."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **({"average": self.average.dump()} if self.average else {}),
             "step": self.step,
             "validations": self.validations,
             "best_weights": self.best_weights,
@@ -43,6 +52,8 @@ class PriorState:
         device = self.recent.device
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load(state["average"])
         self.step = state["step"]
         self.validations = state["validations"]
         self.best_weights = {name: value.to(device) for name, value in state["best_weights"].items()}

@@ -55,6 +55,8 @@ class PriorStep:
         for group in state.optimizer.param_groups:
             group["lr"] = self.learning_rate(state.step)
         state.optimizer.step()
+        if state.average:
+            state.average.update(state.model)
         nats = nats + 0.0 * norm  # a gradient that is not finite shows in the sum as well
         state.recent += torch.stack([nats, nats.new_tensor(config.batch_size * state.model.num_tokens)])
         return norm

@@ -28,7 +28,7 @@ class TokenizerState:
     discriminator_optimizer: torch.optim.Optimizer
     logits: LogitAverage
     """LeCam's anchors; not updated where LeCam is off."""
-    average: WeightAverage | None
+    average: WeightAverage[Tokenizer] | None
     """The running mean of the tokenizer's weights, if it is asked for."""
     step: int = 0
     """Updates made."""
@@ -42,7 +42,7 @@ class TokenizerState:
     @property
     def result(self) -> Tokenizer:
         """The tokenizer that is validated, shown and saved."""
-        return self.average.tokenizer if self.average else self.tokenizer
+        return self.average.network if self.average else self.tokenizer
 
     def dump(self) -> dict[str, Any]:
         """The state as nested dicts of tensors and numbers."""

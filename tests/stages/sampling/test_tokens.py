@@ -9,34 +9,51 @@ import torch
 from scipy import stats
 
 from pipeline.errors import StageError
-from stages.models.priors.configs import GPTConfig
-from stages.models.priors.gpt import GPT
-from stages.models.vocabulary import Vocabulary
+from stages.models.priors.configs import GPTConfig, PixelCNNConfig, PriorDescription, PriorModelConfig
+from stages.models.priors.load import build_prior
+from stages.models.priors.prior import Prior
+from stages.models.priors.token_order import places_in_order
+from stages.models.vocabulary import TokenSpace
 from stages.sampling.filters import LogitFilter
 from stages.sampling.noise import GumbelNoise
 from stages.sampling.tokens import draw_tokens
 
+GPT = GPTConfig(num_layers=2, num_heads=2, width=32, condition_dropout=0.1)
 
-def make_gpt(
-    num_codes: int = 40, grid: tuple[int, int] = (3, 4), std: float = 0.3, dtype: torch.dtype = torch.float64
-) -> GPT:
+
+def make_prior(
+    config: PriorModelConfig = GPT,
+    *,
+    num_codes: int = 40,
+    grid: tuple[int, int] = (3, 4),
+    std: float = 0.3,
+    dtype: torch.dtype = torch.float64,
+) -> Prior:
     torch.manual_seed(0)
-    vocabulary = Vocabulary.by_class(num_codes, 3)
-    config = GPTConfig(num_layers=2, num_heads=2, width=32, condition_dropout=0.1)
-    model = GPT(config, vocabulary=vocabulary, grid=grid).to(dtype)
+    space = TokenSpace.model_validate(
+        {
+            "tokenizer": "",
+            "codebook_size": num_codes,
+            "grid": grid,
+            "classes": ("a", "b", "c"),
+            "image_size": 8,
+            "channels": 3,
+        }
+    )
+    model = build_prior(PriorDescription.of(config, space)).to(dtype)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model.eval()
 
 
-def draw(model: GPT, ids: list[int], **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(model: Prior, ids: list[int], **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     labels_B = torch.tensor([sample % 3 for sample in ids])
     condition_BC = model.vocabulary.condition(labels_B)
     return draw_tokens(model, condition_BC, GumbelNoise(5, ids), **options)  # type: ignore[arg-type]
 
 
 def test_frequencies_are_the_exact_probabilities() -> None:
-    model = make_gpt(num_codes=3, grid=(1, 3))
+    model = make_prior(num_codes=3, grid=(1, 3))
     condition_BC = model.vocabulary.condition(torch.zeros(1, dtype=torch.long))
     sequences_ST = torch.tensor(list(itertools.product(range(3), repeat=3)))
     with torch.no_grad():
@@ -54,24 +71,34 @@ def test_frequencies_are_the_exact_probabilities() -> None:
     assert probabilities_S.max() > 0.05  # far from uniform, so the test can fail
 
 
-def test_tokens_are_those_of_a_loop_without_cache() -> None:
-    model, ids = make_gpt(), list(range(10))
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT,
+        GPT.model_copy(update={"order": "z_curve"}),
+        GPT.model_copy(update={"form": "modern", "order": "z_curve"}),
+        PixelCNNConfig(num_blocks=3, width=16, head_width=16),
+    ],
+    ids=["gpt", "gpt, Z-curve", "modern gpt, Z-curve", "pixelcnn"],
+)
+def test_tokens_are_those_of_a_loop_without_cache(config: PriorModelConfig) -> None:
+    model, ids = make_prior(config), list(range(10))
     logit_filter, scale = LogitFilter(0.8, 20, 0.95), 2.0
     tokens_BT, _ = draw(model, ids, logit_filter=logit_filter, guidance=scale)
     condition_BC = model.vocabulary.condition(torch.tensor([sample % 3 for sample in ids]))
     expected_BT = torch.zeros(10, 12, dtype=torch.long)
-    for t in range(12):
+    for place in places_in_order(config.order, (3, 4)):
         with torch.no_grad():
-            conditional_BV = model(condition_BC, expected_BT)[:, t]
-            unconditional_BV = model(model.vocabulary.null_condition(condition_BC), expected_BT)[:, t]
+            conditional_BV = model(condition_BC, expected_BT)[:, place]
+            unconditional_BV = model(model.vocabulary.null_condition(condition_BC), expected_BT)[:, place]
         guided_BV = (1 - scale) * unconditional_BV + scale * conditional_BV
-        noise_BV = torch.from_numpy(GumbelNoise(5, ids).at(t, 40))
-        expected_BT[:, t] = (logit_filter(guided_BV) + noise_BV).argmax(-1)
+        noise_BV = torch.from_numpy(GumbelNoise(5, ids).at(place, 40))
+        expected_BT[:, place] = (logit_filter(guided_BV) + noise_BV).argmax(-1)
     assert torch.equal(tokens_BT, expected_BT)
 
 
 def test_batches_of_1_7_and_64_draw_the_same_tokens_in_float64() -> None:
-    model = make_gpt()
+    model = make_prior()
     whole_BT, likelihood_B = draw(model, list(range(64)), guidance=1.5)
     for size, number in ((1, 16), (7, 64)):
         for start in range(0, number, size):
@@ -82,7 +109,7 @@ def test_batches_of_1_7_and_64_draw_the_same_tokens_in_float64() -> None:
 
 
 def test_a_row_has_the_same_bits_at_its_place_in_any_company_of_the_same_size() -> None:
-    model = make_gpt(dtype=torch.float32)
+    model = make_prior(dtype=torch.float32)
     one = draw(model, [3, 9, 21, 6])
     other = draw(model, [3, 0, 7, 6])
     for row in (0, 3):
@@ -91,13 +118,13 @@ def test_a_row_has_the_same_bits_at_its_place_in_any_company_of_the_same_size() 
 
 
 def test_guidance_1_equals_none_bit_for_bit() -> None:
-    model, ids = make_gpt(dtype=torch.float32), list(range(8))
+    model, ids = make_prior(dtype=torch.float32), list(range(8))
     plain, guided = draw(model, ids), draw(model, ids, guidance=1.0)
     assert all(torch.equal(one, other) for one, other in zip(plain, guided, strict=True))
 
 
 def test_guidance_0_equals_the_unconditional_prior() -> None:
-    model, ids = make_gpt(), list(range(30))
+    model, ids = make_prior(), list(range(30))
     null_BC = model.vocabulary.condition(torch.full((30,), -1))
     unconditional_BT, _ = draw_tokens(model, null_BC, GumbelNoise(5, ids))
     conditional_BT, _ = draw(model, ids)
@@ -108,7 +135,7 @@ def test_guidance_0_equals_the_unconditional_prior() -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_likelihood_is_that_of_the_conditional_prior_without_filters(guidance: float) -> None:
-    model, ids = make_gpt(), list(range(8))
+    model, ids = make_prior(), list(range(8))
     tokens_BT, log_likelihood_B = draw(model, ids, guidance=guidance, logit_filter=LogitFilter(0.7, 5))
     condition_BC = model.vocabulary.condition(torch.tensor([sample % 3 for sample in ids]))
     with torch.no_grad():
@@ -118,13 +145,13 @@ def test_likelihood_is_that_of_the_conditional_prior_without_filters(guidance: f
 
 
 def test_top_k_1_is_greedy_whatever_the_noise() -> None:
-    model, ids = make_gpt(), [0, 3, 6]
+    model, ids = make_prior(), [0, 3, 6]
     tokens_BT, _ = draw(model, ids, logit_filter=LogitFilter(top_k=1))
     assert torch.equal(tokens_BT[0], tokens_BT[1]) and torch.equal(tokens_BT[0], tokens_BT[2])
 
 
 def test_a_diverged_prior_is_refused() -> None:
-    model = make_gpt()
+    model = make_prior()
     model.head.weight.data[0, 0] = math.nan
     with pytest.raises(StageError, match="not finite"):
         draw(model, [0])

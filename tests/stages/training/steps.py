@@ -117,7 +117,7 @@ def take_steps(
                 found[f"gradient/{prefix}/{name}"] = parameter.grad
         found |= {f"after/{prefix}/{name}": value for name, value in network.state_dict().items()}
     if state.average:
-        found |= {f"average/{name}": value for name, value in state.average.tokenizer.state_dict().items()}
+        found |= {f"average/{name}": value for name, value in state.average.network.state_dict().items()}
     assert state.skipped.total == 0
     return {name: value.detach().numpy().copy() for name, value in found.items() if value is not None}
 

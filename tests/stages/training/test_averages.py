@@ -32,10 +32,10 @@ def test_weights_follow_a_warmed_up_mean_and_the_codebook_is_copied() -> None:
         average.update(source)
         expected = kept * expected + (1 - kept) * weight.detach().double()
 
-    torch.testing.assert_close(average.tokenizer.last_layer_weight.double(), expected, rtol=1e-6, atol=1e-7)
-    assert torch.equal(average.tokenizer.quantize.embedding.weight, source.quantize.embedding.weight)
-    assert torch.equal(average.tokenizer.quantize.counts, source.quantize.counts)
-    assert not any(parameter.requires_grad for parameter in average.tokenizer.parameters())
+    torch.testing.assert_close(average.network.last_layer_weight.double(), expected, rtol=1e-6, atol=1e-7)
+    assert torch.equal(average.network.quantize.embedding.weight, source.quantize.embedding.weight)
+    assert torch.equal(average.network.quantize.counts, source.quantize.counts)
+    assert not any(parameter.requires_grad for parameter in average.network.parameters())
 
 
 def test_a_weight_average_goes_on_from_its_dump() -> None:
@@ -47,8 +47,8 @@ def test_a_weight_average_goes_on_from_its_dump() -> None:
         source.last_layer_weight.add_(1)
     for each in (average, other):
         each.update(source)
-    for name, value in average.tokenizer.state_dict().items():
-        assert torch.equal(other.tokenizer.state_dict()[name], value), name
+    for name, value in average.network.state_dict().items():
+        assert torch.equal(other.network.state_dict()[name], value), name
     assert other.updates == 2
 
 

@@ -22,9 +22,10 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, DataError, Interrupted, StageError
 from pipeline.runtime import Rank
 from pipeline.storage import Folder
-from stages.models.priors.configs import GPTConfig
+from stages.models.priors.configs import GPTConfig, PixelCNNConfig, PriorDescription, PriorModelConfig
+from stages.models.priors.load import build_prior
 from stages.models.vocabulary import TokenCorpus
-from stages.training.checkpoints import Checkpoints
+from stages.training.checkpoints import Checkpoints, reseed
 from stages.training.fabric import open_fabric
 from stages.training.prior import PriorJob, PriorTrainer, train_prior_loop
 from stages.training.prior_config import PriorConfig
@@ -35,6 +36,10 @@ from tests.stages.training.corpora import make_corpus
 from tests.stages.training.gangs import RecordingReporter, processes, rank_of, run_gang
 
 MODEL = GPTConfig(num_layers=2, num_heads=2, width=32, dropout=0.1, condition_dropout=0.2)
+OTHERS = {
+    "modern gpt": MODEL.model_copy(update={"form": "modern"}),
+    "pixelcnn": PixelCNNConfig(num_blocks=4, width=24, head_width=24, dropout=0.1, condition_dropout=0.2),
+}
 
 
 def job_at(place: Path, tokens: Artifact, cluster: ClusterConfig | None = None, **settings: Any) -> PriorJob:
@@ -83,6 +88,52 @@ def test_it_approaches_the_entropy_of_the_corpus(tmp_path: Path) -> None:
     assert np.all(positions.flatten()[1:] < 1.5)
     assert likelihood["num_pictures"] == 40
     assert likelihood["bits_per_picture"] == pytest.approx(12 * trained["metrics"]["bits_per_token"])
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_other_priors_learn_and_resume_bit_for_bit(tokens: Artifact, tmp_path: Path, kind: str) -> None:
+    keys = {"model": OTHERS[kind], "ema_decay": 0.8, "schedule_steps": 40, "learning_rate": 1e-2}
+    straight, paused = (job_at(tmp_path / name, tokens, **keys) for name in ("straight", "paused"))
+    trained = train(straight)
+    with pytest.raises(Interrupted):
+        train(paused, RecordingReporter(stop_after=17))
+
+    assert result_bytes(paused, train(paused, attempt="000002-000")) == result_bytes(straight, trained)
+    assert trained["metrics"]["bits_per_token"] < 2.2  # it has seen 120 pictures; guessing costs 3
+
+
+def test_the_running_mean_of_the_weights_is_the_result(tmp_path: Path) -> None:
+    """Of the weights after each update; at first it remembers less than `ema_decay`: (1 + n) / (10 + n)."""
+    tokens = make_corpus(tmp_path, val_tables=())
+
+    def weights(steps: int, stem: str = "model", **keys: Any) -> dict[str, torch.Tensor]:
+        job = job_at(tmp_path / f"{steps}-{keys}", tokens, steps=steps, **keys)
+        return load_file(job.folder.local(f"{train(job)['result']}/{stem}.safetensors"))
+
+    reseed(0, 0, 0)
+    job = job_at(tmp_path, tokens)
+    expected = build_prior(PriorDescription.of(MODEL, job.corpus.space)).state_dict()
+    for kept, steps in ((1 / 10, 1), (2 / 11, 2), (0.2, 3)):
+        after = weights(steps)
+        expected = {name: kept * value + (1 - kept) * after[name] for name, value in expected.items()}
+
+    averaged, training = (weights(3, stem, ema_decay=0.2) for stem in ("model", "training"))
+    for name, value in expected.items():
+        torch.testing.assert_close(averaged[name], value, rtol=1e-5, atol=1e-7)
+        assert torch.equal(training[f"average/network/{name}"], averaged[name])
+        assert torch.equal(training[f"model/{name}"], after[name])
+
+
+def test_the_best_running_mean_is_kept(tokens: Artifact, tmp_path: Path) -> None:
+    overfitting = {"learning_rate": 2e-2, "min_learning_rate": 2e-2, "schedule_steps": None, "ema_decay": 0.5}
+    job = job_at(tmp_path, tokens, steps=80, validate_every=20, **overfitting)
+    trained = train(job)
+    folder = job.folder / trained["result"]
+    assert trained["metrics"]["best_step"] < 80
+    best, training = (load_file(folder.local(f"{stem}.safetensors")) for stem in ("model", "training"))
+    for name, value in best.items():
+        assert torch.equal(training[f"best_weights/{name}"], value)
+        assert not torch.equal(training[f"average/network/{name}"], value)
 
 
 def test_paused_and_resumed_equals_uninterrupted_bit_for_bit(
@@ -173,9 +224,11 @@ def whole_batch_gradients(tokens: Artifact, tmp_path_factory: pytest.TempPathFac
     return _gradients_on_rank(rank_of(), noisy_job(tmp_path_factory.mktemp("whole"), tokens))
 
 
-def noisy_job(place: Path, tokens: Artifact, micro_batch: int | None = None) -> PriorJob:
+def noisy_job(
+    place: Path, tokens: Artifact, micro_batch: int | None = None, model: PriorModelConfig = MODEL
+) -> PriorJob:
     """Everything that draws at random is on; 7 pictures do not divide evenly."""
-    model = MODEL.model_copy(update={"dropout": 0.3, "condition_dropout": 0.5, "pkeep": 0.8})
+    model = model.model_copy(update={"dropout": 0.3, "condition_dropout": 0.5, "pkeep": 0.8})
     cluster = ClusterConfig(micro_batch=micro_batch)
     return job_at(place, tokens, cluster, model=model, batch_size=7, clip_gradient=None)
 
@@ -217,6 +270,16 @@ def test_ranks_with_uneven_slices_have_the_gradient_of_one(
     """Slices of 3 and 4, of 2, 2 and 3; each drops what its pictures' places in the order say."""
     for found in run_gang(world, _gradients_on_rank, noisy_job(tmp_path, tokens, micro_batch)):
         _assert_same_gradients(found, whole_batch_gradients)
+
+
+@pytest.mark.parametrize("kind", list(OTHERS))
+def test_other_priors_have_the_same_gradient_on_two_ranks_in_micro_batches(
+    tokens: Artifact, tmp_path: Path, kind: str
+) -> None:
+    whole = _gradients_on_rank(rank_of(), noisy_job(tmp_path / "whole", tokens, model=OTHERS[kind]))
+    split = noisy_job(tmp_path / "split", tokens, 2, OTHERS[kind])
+    for found in run_gang(2, _gradients_on_rank, split):
+        _assert_same_gradients(found, whole)
 
 
 def test_a_gradient_that_ignores_the_noise_would_be_noticed(

@@ -179,7 +179,7 @@ def test_the_average_is_saved_and_validated_and_the_state_holds_the_raw_weights_
     saved = load_file(folder.local("model.safetensors"))
     state = load_state(folder.local("training.json").parent, "training")
 
-    raw, average = state["tokenizer"], state["average"]["tokenizer"]
+    raw, average = state["tokenizer"], state["average"]["network"]
     for name, value in saved.items():
         assert torch.equal(average[name], value), name
         assert torch.equal(raw[name], value) == name.startswith("quantize."), name

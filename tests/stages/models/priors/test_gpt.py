@@ -1,23 +1,20 @@
-"""The GPT prior against a naive transformer, its cache, its dropout, its files."""
+"""The reference form of the GPT against a naive transformer, and what training does to it at random."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
 from stages.models.dropout import random_words, sample_keys
 from stages.models.priors import cross_entropy
-from stages.models.priors.configs import GPTConfig, PriorDescription
+from stages.models.priors.configs import GPTConfig
 from stages.models.priors.cross_entropy import token_nats
 from stages.models.priors.gpt import GPT
-from stages.models.priors.load import load_prior
 from stages.models.priors.prior import CONDITION_SITE, TOKEN_SITE
-from stages.models.vocabulary import TokenSpace, Vocabulary
+from stages.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.by_class(11, 3)
 GRID, NUM_TOKENS = (3, 3), 9
@@ -80,82 +77,10 @@ def test_forward_equals_a_naive_transformer() -> None:
         torch.testing.assert_close(logits_BTV[n], expected_TV, rtol=0, atol=1e-11)
 
 
-@torch.inference_mode()
-def test_cached_steps_equal_the_uncached_forward() -> None:
-    model = make_gpt()
-    condition_BC, tokens_BT = some_batch()
-    cache = model.new_cache(5)
-    cached = [model.prefill(condition_BC, cache)]
-    cached += [model.step(tokens_BT[:, t], t, cache) for t in range(NUM_TOKENS - 1)]
-    torch.testing.assert_close(torch.stack(cached, dim=1), model(condition_BC, tokens_BT), rtol=0, atol=1e-12)
-
-
-@torch.inference_mode()
-def test_greedy_tokens_are_the_same_with_and_without_cache() -> None:
-    model = make_gpt()
-    condition_BC, _ = some_batch(20)
-    cache = model.new_cache(20)
-    tokens_BT = torch.zeros(20, NUM_TOKENS, dtype=torch.long)
-    logits_BV = model.prefill(condition_BC, cache)
-    for t in range(NUM_TOKENS):
-        tokens_BT[:, t] = logits_BV.argmax(-1)
-        assert torch.equal(tokens_BT[:, t], model(condition_BC, tokens_BT)[:, t].argmax(-1))
-        if t + 1 < NUM_TOKENS:
-            logits_BV = model.step(tokens_BT[:, t], t, cache)
-
-
-def test_a_reused_cache_forgets_the_sequence_before() -> None:
-    model = make_gpt()
-    condition_BC, tokens_BT = some_batch()
-    cache = model.new_cache(5)
-    first = model.prefill(condition_BC, cache).detach()
-    for t in range(NUM_TOKENS - 1):
-        model.step(tokens_BT[:, t], t, cache)
-    assert torch.equal(model.prefill(condition_BC, cache), first)
-
-
-def test_a_token_changes_only_the_logits_after_it() -> None:
-    model = make_gpt()
-    condition_BC, tokens_BT = some_batch()
-    changed_BT = tokens_BT.clone()
-    changed_BT[:, 4] = (changed_BT[:, 4] + 1) % 11
-    moved_BT = (model(condition_BC, tokens_BT) - model(condition_BC, changed_BT)).abs().amax(-1) > 0
-    assert not moved_BT[:, :5].any()
-    assert moved_BT[:, 5:].all()
-
-
-def test_loss_is_the_negative_log_likelihood_in_nats() -> None:
-    model = make_gpt()
-    condition_BC, tokens_BT = some_batch()
-    mean, nats_BT = model.loss(condition_BC, tokens_BT)
-    probabilities_BTV = model(condition_BC, tokens_BT).softmax(-1)
-    for n in range(5):
-        for t in range(NUM_TOKENS):
-            assert nats_BT[n, t].item() == pytest.approx(-math.log(probabilities_BTV[n, t, tokens_BT[n, t]].item()))
-    assert mean.item() == pytest.approx(nats_BT.mean().item())
-
-
-def test_every_parameter_learns() -> None:
-    model = make_gpt()
-    loss, _ = model.loss(*some_batch(40))
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
 def test_an_untrained_model_is_nearly_uniform() -> None:
     model = GPT(GPTConfig(num_layers=2, num_heads=2, width=16), vocabulary=VOCABULARY, grid=GRID).eval()
     loss, _ = model.loss(*some_batch(50))
     assert loss.item() == pytest.approx(math.log(11), abs=0.02)
-
-
-def test_keys_alone_switch_on_what_training_adds() -> None:
-    noisy, quiet = make_gpt(dropout=0.3, pkeep=0.7, condition_dropout=0.5).train(), make_gpt()
-    batch, keys_B = some_batch(), sample_keys(0, torch.arange(5))
-    assert torch.equal(noisy(*batch), quiet(*batch))
-    assert torch.equal(quiet(*batch, keys_B), quiet(*batch))
-    assert torch.equal(noisy(*batch, keys_B), noisy.eval()(*batch, keys_B))
-    assert not torch.allclose(noisy(*batch, keys_B), quiet(*batch), atol=0.1)
 
 
 def test_dropout_equals_a_naive_network_with_the_same_masks() -> None:
@@ -220,25 +145,6 @@ def test_only_weights_of_matrix_products_decay() -> None:
     expected = {f"blocks.{n}.{layer}.weight" for n in range(2) for layer in linear} | {"head.weight"}
     assert {names[id(parameter)] for parameter in decayed["params"]} == expected
     assert {names[id(parameter)] for parameter in others["params"]} == set(names.values()) - expected
-
-
-def test_a_loaded_model_gives_the_same_logits_and_its_files_are_reproducible(tmp_path: Path) -> None:
-    space = TokenSpace(
-        tokenizer="d" * 64, codebook_size=11, grid=(3, 3), classes=("a", "b", "c"), image_size=12, channels=3
-    )
-    model = make_gpt().float()
-    description = PriorDescription.of(model.config, space)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        model.save(tmp_path / name, description)
-    loaded = load_prior(tmp_path / "one")
-    assert torch.equal(loaded(*some_batch()), model(*some_batch()))
-    assert not loaded.training
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    with safe_open(tmp_path / "one" / "model.safetensors", "pt") as file:
-        assert file.metadata() is None
-    assert PriorDescription.model_validate_json((tmp_path / "one" / "config.json").read_bytes()) == description
 
 
 def test_a_width_that_heads_cannot_share_is_refused_with_the_nearest_ones() -> None:
