@@ -25,6 +25,7 @@ from pipeline.runtime import LocalRuntime, Rank
 from pipeline.stage import Stage
 from pipeline.storage import Folder
 from stages.models.losses.configs import DiscriminatorConfig, LossConfig, PerceptualConfig
+from stages.models.quantizers.configs import GumbelQuantizerConfig, UsedCodesConfig
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, LightBackboneConfig, TokenizerModelConfig
 from stages.tokenizer import doubts, train_tokenizer
@@ -333,6 +334,22 @@ def test_a_tensor_that_does_not_move_is_named() -> None:
 
     assert named.pop(3 + WATCHED_UPDATES) == ["0.bias"]
     assert not any(named)
+
+
+def test_codes_that_are_drawn_are_drawn_again_after_a_pause(shards: Artifact, tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"quantizer": GumbelQuantizerConfig(num_codes=24, dim=4, temperature_steps=10)})
+    straight = job_at(tmp_path / "straight", shards, model=model, steps=12)
+    expected = result_bytes(straight, train(straight))
+    paused = job_at(tmp_path / "paused", shards, model=model, steps=12)
+    with pytest.raises(Interrupted):
+        train(paused, RecordingReporter(stop_after=5))
+    assert result_bytes(paused, train(paused, attempt="000001-001")) == expected
+
+
+def test_a_table_of_used_codes_is_not_trained(shards: Artifact) -> None:
+    used = UsedCodesConfig(quantizer=GumbelQuantizerConfig(), num_codes=5)
+    with pytest.raises(ConfigError, match=r"kind=used_codes .* train one with kind=gumbel"):
+        check_data(config_of(model=MODEL.model_copy(update={"quantizer": used})), shards)
 
 
 def test_pictures_that_do_not_fit_are_refused_with_both_numbers(shards: Artifact) -> None:
