@@ -63,8 +63,8 @@ def build(config: Config) -> list[Stage]:
     # Classes are known to the prior; of other conditions, held-out pictures give examples to draw from.
     given = {"tokens": tokens, **maps} if {it.kind for it in config.condition} - {"none", "class"} else {}
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=2)
-    judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
-    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=2)
+    judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples, **maps}
+    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=3)
     return [shards, tokenizer, *maps.values(), *beside.values(), tokens, prior, samples, judging]
 
 
