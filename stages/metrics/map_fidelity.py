@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
-from stages.data.condition_config import MapCondition
+from stages.data.condition_config import ComputedMap
 from stages.data.conditions import make_map
 from stages.data.images import decode_image
 from stages.data.shards import ShardReader
@@ -54,7 +54,7 @@ class MapShelf:
 
 
 def fidelities(
-    condition: MapCondition, pictures_NHWC: Picture, targets: Sequence[Target], shelf: MapShelf
+    condition: ComputedMap, pictures_NHWC: Picture, targets: Sequence[Target], shelf: MapShelf
 ) -> NDArray[np.float64]:
     """For each picture how close its map comes to its target: F1 for edges, else PSNR in dB."""
     measure = edge_f1 if condition.kind == "edges" else map_psnr

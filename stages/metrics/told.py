@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from pipeline.storage import canonical_json
 from pipeline.units import Unit
-from stages.data.condition_config import MapCondition
+from stages.data.condition_config import ComputedMap, MapCondition
 from stages.data.shards import Shard, ShardReader, open_split
 from stages.data.tables import read_table
 from stages.metrics.map_fidelity import MapShelf, Target
@@ -64,6 +64,8 @@ class Told:
         if self.maps is None or not drawn_from or not drawn_from[0][0]:
             return []
         condition = CONDITION.validate_python(self.maps.recipe["config"])
+        if not isinstance(condition, ComputedMap):  # no picture says by itself what its depth or pose is
+            return []
         channels = self.maps.read_json("dataset.json")["channels"]
         maps = open_split(self.maps, "val")
         shelf = MapShelf(maps, channels, seeing["image_size"], self.window_seed)
