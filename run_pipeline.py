@@ -31,7 +31,7 @@ class Config(StrictModel):
 
     condition: Conditions = (ClassCondition(),)
     """What the prior is told of each picture, one thing or several: none, class, caption, coordinates, and one spatial
-    map of edges, sketch, low_resolution."""
+    map of edges, sketch, low_resolution (computed from the picture), alpha, depth, pose (from the source)."""
 
     shard: ShardConfig = ShardConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -47,7 +47,9 @@ class Config(StrictModel):
 def build(config: Config) -> list[Stage]:
     """Write out the graph of stages, in the order in which they run. Bump a version when its work changes meaning."""
     pictures = Source("pictures", partial(list_source, config.shard.source))
-    shards = Stage("shard", shard, config.shard, {"source": pictures}, version=2)
+    kinds = {condition.kind for condition in config.condition}
+    cutting = config.shard.model_copy(update={"alpha": config.shard.alpha or "alpha" in kinds})
+    shards = Stage("shard", shard, cutting, {"source": pictures}, version=2)
     keep = config.tokenizer.policy == "keep"
     learning_from = {"shards": shards, **start_of("tokenizer", config.tokenizer.from_checkpoint)}
     tokenizer = Stage("tokenizer", train_tokenizer, config.tokenizer, learning_from, version=2, keep=keep)
@@ -64,10 +66,10 @@ def build(config: Config) -> list[Stage]:
     learning_from = {"tokens": tokens, **start_of("prior", config.prior.from_checkpoint)}
     prior = Stage("prior", train_prior, config.prior, learning_from, version=2)
     # Classes are known to the prior; of other conditions, held-out pictures give examples to draw from.
-    given = {"tokens": tokens, **maps} if {it.kind for it in config.condition} - {"none", "class"} else {}
+    given = {"tokens": tokens, **maps} if kinds - {"none", "class"} else {}
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=2)
-    judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
-    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=2)
+    judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples, **maps}
+    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=3)
     return [shards, tokenizer, *maps.values(), *beside.values(), tokens, prior, samples, judging]
 
 

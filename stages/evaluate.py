@@ -57,6 +57,7 @@ def evaluate(
     tokens: Artifact,
     prior: Artifact,
     samples: Artifact,
+    maps: Artifact | None = None,
     output: Output,
     runtime: BoundRuntime,
 ) -> Metrics:
@@ -67,6 +68,7 @@ def evaluate(
     from stages.data.shards import open_split
     from stages.metrics.listing import Listing
     from stages.metrics.measured import Measured
+    from stages.metrics.told import Told
 
     dataset, corpus = shards.read_json("dataset.json"), tokens.read_json("tokens.json")
     _check(dataset, corpus, tokenizer, prior, samples)
@@ -78,12 +80,17 @@ def evaluate(
     rows = {"val": None, "train": -(-num_val // max(len(splits["train"]), 1))}
     listing = Listing.read(splits, tokens, rows, corpus["codebook_size"])
     units = _units(config, splits, tokenizer, tokens, prior, corpus, rows, listing.codes["train"].tolist())
+    told = Told.read(splits, tokens, samples, maps)
+    seen = {name: corpus[name] for name in ("image_size", "channels", "tokenizer")}
+    units += told.units(splits, {**seen, "batch_size": config.batch_size}, config.seed)
     worker = functools.partial(load_measurer, _local_folder(tokenizer), _local_folder(prior))
     records = output.map_units(worker, units, runtime, label="evaluate")
-    measured = Measured.join([(record.name, unit_arrays(output, record)) for record in records], listing)
+    arrays = [(record.name, unit_arrays(output, record)) for record in records]
+    measured = Measured.join(arrays, listing)
+    obedience = told.figures(measured, arrays, config.seed)
     inputs = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     rebuilt = [record for record in records if record.name.startswith("reconstruction-")]
-    return _write(config, splits, measured, inputs, output, rebuilt)
+    return _write(config, splits, measured, obedience, inputs, output, rebuilt)
 
 
 def _local_folder(artifact: Artifact) -> Path:
@@ -179,6 +186,7 @@ def _write(
     config: EvaluateConfig,
     splits: dict[str, list[Shard]],
     measured: Measured,
+    obedience: dict[str, Any],
     inputs: dict[str, Artifact],
     output: Output,
     reconstructions: Sequence[UnitRecord],
@@ -189,7 +197,7 @@ def _write(
     from stages.metrics.report.provenance import cost_of, total_cost
 
     dataset, num_codes = inputs["shards"].read_json("dataset.json"), len(measured.train_codes_K)
-    judgement = judge(measured, num_codes=num_codes, seed=config.seed)
+    judgement = judge(measured, num_codes=num_codes, seed=config.seed, obedience=obedience)
     left_out = [dataset["classes"][label] for label in judgement.left_out]
     if left_out:
         output.warn(f"too few samples to judge the classes {', '.join(left_out)}: raise sample.num_samples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from pipeline.artifacts import Artifact, Metrics
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
-from stages.data.condition_config import MapCondition
+from stages.data.condition_config import MapCondition, StoredMap
 
 if TYPE_CHECKING:
     from stages.data.shards import Shard
@@ -27,18 +28,19 @@ def make_maps(config: MapCondition, *, shards: Artifact, output: Output, runtime
         for split in ("train", "val")
         for shard in open_split(shards, split)
     ]
-    make_worker = functools.partial(load_mapper, config, dataset["channels"])
+    channels = {"picture": dataset["channels"], "map": map_channels(config, dataset["channels"])}
+    make_worker = functools.partial(load_mapper, config, channels)
     records = output.map_units(make_worker, units, runtime, label="maps", gpu=False)
-    output.write_json("dataset.json", {**dataset, "channels": map_channels(config, dataset["channels"])})
+    output.write_json("dataset.json", {**dataset, "channels": channels["map"]})
     return {"maps": sum(record.counts["samples"] for record in records), "kind": config.kind}
 
 
-def load_mapper(config: MapCondition, channels: int, device: str) -> Worker:
+def load_mapper(config: MapCondition, channels: Mapping[str, int], device: str) -> Worker:
     """Build the worker that maps shards; it runs on CPUs whatever the device."""
     return functools.partial(map_shard, config, channels)
 
 
-def map_shard(config: MapCondition, channels: int, unit: Unit, folder: Path) -> dict[str, Any]:
+def map_shard(config: MapCondition, channels: Mapping[str, int], unit: Unit, folder: Path) -> dict[str, Any]:
     """Write NAME.tar, NAME.idx and NAME.json: for each picture of a shard its map, under its key."""
     from dataclasses import replace
 
@@ -52,7 +54,10 @@ def map_shard(config: MapCondition, channels: int, unit: Unit, folder: Path) -> 
     def mapped() -> Any:
         for place in range(len(reader)):
             sample = reader[place]
-            map_HWC = make_map(config, decode_image(sample.image, channels))
-            yield replace(sample, image=encode_image(map_HWC, "png"))
+            if isinstance(config, StoredMap):
+                map_HWC = decode_image(reader.read_map(place, config.kind), channels["map"])
+            else:
+                map_HWC = make_map(config, decode_image(sample.image, channels["picture"]))
+            yield replace(sample, image=encode_image(map_HWC, "png"), maps={})
 
     return write_shard(folder, unit.name, mapped())

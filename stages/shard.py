@@ -61,6 +61,8 @@ class ShardConfig(StrictModel):
     """Width times height above which a picture is rejected undecoded (a bomb, or a mistake). Limit: Pillow's own."""
     frames: Literal["first", "reject"] = "first"
     """Of animations: keep the first frame, or reject them."""
+    alpha: bool = False
+    """Keep the opacity of pictures as a map beside them; `condition: alpha` does so by itself."""
     seed: int = 0
     """Decides the validation split and the mixing of pictures over shards."""
 
@@ -78,7 +80,8 @@ def shard(config: ShardConfig, *, source: Source, output: Output, runtime: Bound
     if left_out:
         kinds = ", ".join(f"{count} {extension}" for extension, count in left_out.most_common(5))
         output.warn(f"{left_out.total()} files in the source are no pictures by their extension: {kinds}")
-    memory = output.memory({"version": VERSION, **config.model_dump(mode="json", exclude={"max_reject_fraction"})})
+    forgotten = {"max_reject_fraction"} | (set() if config.alpha else {"alpha"})
+    memory = output.memory({"version": VERSION, **config.model_dump(mode="json", exclude=forgotten)})
     plan = _plan(config, pictures, memory, fresh=output.fresh)
     _remember(memory, plan, finished=False)
     units = [_unit(config, planned, plan.classes) for planned in plan.shards]
@@ -107,7 +110,7 @@ def make_packer(config: ShardConfig, root: Path | None, device: str) -> Worker:
     keys = ("image_size", "channels", "crop", "min_size", "max_pixels", "frames")
     preparation = Preparation(**{key: getattr(config, key) for key in keys})
     read = read_digit if config.source.kind == "mnist" else FileReader(root or source_root(config.source))
-    return Packer(read, preparation, config.image_format)
+    return Packer(read, preparation, config.image_format, config.alpha)
 
 
 def _plan(config: ShardConfig, pictures: Sequence[Picture], memory: Folder, *, fresh: bool) -> Assignment:
@@ -133,7 +136,10 @@ def _unit(config: ShardConfig, planned: PlannedShard, classes: Sequence[str]) ->
     """Name all that decides the bytes of a shard; the source's place does not, so a moved folder keeps its shards."""
     touching = {"image_size", "channels", "crop", "image_format", "min_size", "max_pixels", "frames"}
     numbers = {label: number for number, label in enumerate(classes)}
-    rows = [[p.path, p.bytes, p.stamp, numbers[p.label], p.caption, p.group] for p in planned.pictures]
+    touching |= {"alpha"} if config.alpha else set()  # shards without maps are what they were before there were any
+    rows = [
+        [p.path, p.bytes, p.stamp, numbers[p.label], p.caption, p.group, *map(list, p.maps)] for p in planned.pictures
+    ]
     return Unit(planned.name, {**config.model_dump(mode="json", include=touching), "pictures": rows})
 
 

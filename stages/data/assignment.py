@@ -58,7 +58,7 @@ class Assignment:
     def from_json(cls, value: Mapping[str, Any]) -> Assignment:
         """Undo `to_json`."""
         shards = (
-            PlannedShard(row["name"], tuple(Picture(*picture) for picture in row["pictures"]), row["finished"])
+            PlannedShard(row["name"], tuple(map(Picture.from_row, row["pictures"])), row["finished"])
             for row in value["shards"]
         )
         return cls(tuple(value["classes"]), tuple(shards))

@@ -70,7 +70,28 @@ class LowResolutionCondition(StrictModel):
     """By how much each side shrinks; it divides the pictures' side."""
 
 
-MapCondition = EdgesCondition | SketchCondition | LowResolutionCondition
+class AlphaCondition(StrictModel):
+    """Where the picture is opaque, of sources with transparency."""
+
+    kind: Literal["alpha"] = "alpha"
+
+
+class DepthCondition(StrictModel):
+    """Depths from the source's own maps (column `depth` of a list)."""
+
+    kind: Literal["depth"] = "depth"
+
+
+class PoseCondition(StrictModel):
+    """Skeletons drawn by the source's own maps (column `pose` of a list), in colour."""
+
+    kind: Literal["pose"] = "pose"
+
+
+ComputedMap = EdgesCondition | SketchCondition | LowResolutionCondition
+StoredMap = AlphaCondition | DepthCondition | PoseCondition
+"""What the shards hold beside the pictures."""
+MapCondition = ComputedMap | StoredMap
 """A picture of its own beside each picture, turned into tokens by a tokenizer of its own."""
 
 ConditionConfig = Annotated[

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pipeline.errors import ConfigError
-from stages.data.condition_config import MapCondition
+from stages.data.condition_config import ComputedMap, MapCondition
 
 SKETCH_SCALE, SKETCH_WEIGHT, SKETCH_THRESHOLD, SKETCH_STEEPNESS = 1.6, 20.0, 0.8, 10.0
 """k, p, epsilon and phi of Winnemoeller et al. 2012; epsilon is for pictures from 0 to 1."""
@@ -18,10 +18,10 @@ SKETCH_SCALE, SKETCH_WEIGHT, SKETCH_THRESHOLD, SKETCH_STEEPNESS = 1.6, 20.0, 0.8
 
 def map_channels(condition: MapCondition, picture_channels: int) -> int:
     """Channels of a kind of map: 1, or those of the pictures."""
-    return picture_channels if condition.kind == "low_resolution" else 1
+    return {"low_resolution": picture_channels, "pose": 3}.get(condition.kind, 1)
 
 
-def make_map(condition: MapCondition, picture_HWC: np.ndarray) -> np.ndarray:
+def make_map(condition: ComputedMap, picture_HWC: np.ndarray) -> np.ndarray:
     """The map [H, W, 1 or C] of a picture, of its size. Raises ConfigError where the condition does not suit it."""
     if condition.kind == "edges":
         return edges(picture_HWC, condition.sigma)

@@ -38,7 +38,7 @@ _MIRRORED_PICTURES = {
     8: Image.Transpose.ROTATE_90,
 }
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-_DECODER_FAULTS = (*_DECODER_ERRORS, ZeroDivisionError, struct.error, zlib.error)
+DECODER_FAULTS = (*_DECODER_ERRORS, ZeroDivisionError, struct.error, zlib.error)
 
 
 class Rejected(Exception):
@@ -75,7 +75,7 @@ def prepare(data: bytes, how: Preparation) -> Image.Image:
     """
     if not data:
         raise Rejected("empty", "the file has no bytes")
-    image = _open(data)
+    image = open_image(data)
     width, height = image.size
     if width * height > how.max_pixels:
         raise Rejected("too_many_pixels", f"{width}x{height} pixels are more than max_pixels={how.max_pixels}")
@@ -89,9 +89,9 @@ def prepare(data: bytes, how: Preparation) -> Image.Image:
         side = how.image_size
         image.draft("L" if how.channels == 1 else "RGB", (side, side) if how.crop == "center" else _fitted(image, side))
         image.load()
-    except _DECODER_FAULTS as error:
-        raise Rejected("broken", f"its pixels cannot be decoded ({_brief(error)})") from None
-    square = _to_square(_flatten(image, how.channels), how)
+    except DECODER_FAULTS as error:
+        raise Rejected("broken", f"its pixels cannot be decoded ({brief(error)})") from None
+    square = to_square(_flatten(image, how.channels), how)
     turn = _MIRRORED_PICTURES.get(orientation) if isinstance(orientation, int) else None
     return square.transpose(turn) if turn is not None else square  # turning the small square costs the least
 
@@ -100,11 +100,11 @@ def decode_image(data: bytes, channels: int) -> np.ndarray:
     """Decode one of our own pictures as it is, to uint8 [H, W, C]. Raises Rejected where it is none."""
     if channels == 3 and data.startswith(b"\xff\xd8\xff") and (picture_HWC := _decode_jpeg(data)) is not None:
         return picture_HWC
-    image = _open(data)
+    image = open_image(data)
     try:
         image.load()
-    except _DECODER_FAULTS as error:
-        raise Rejected("broken", f"its pixels cannot be decoded ({_brief(error)})") from None
+    except DECODER_FAULTS as error:
+        raise Rejected("broken", f"its pixels cannot be decoded ({brief(error)})") from None
     array = np.asarray(_flatten(image, channels))
     return array[:, :, None] if channels == 1 else array
 
@@ -171,7 +171,7 @@ def image_dimensions(data: bytes) -> tuple[int, int]:
                 height, width = struct.unpack_from(">HH", data, at + 5)
                 return width, height
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return _open(data).size
+    return open_image(data).size
 
 
 def to_model_range(images_BHWC: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -205,18 +205,18 @@ def to_uint8(x_BCHW: torch.Tensor) -> np.ndarray:
     return x.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """Read a picture's header. Pillow's own pixel limit counts as well as ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below its error our limit decides
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise Rejected("too_many_pixels", f"Pillow refuses it as a decompression bomb ({_brief(error)})") from None
+        raise Rejected("too_many_pixels", f"Pillow refuses it as a decompression bomb ({brief(error)})") from None
     except UnidentifiedImageError:
         raise Rejected("not_a_picture", f"its content is none of {', '.join(FORMATS)}") from None
-    except _DECODER_FAULTS as error:
-        raise Rejected("broken", f"its header cannot be read ({_brief(error)})") from None
+    except DECODER_FAULTS as error:
+        raise Rejected("broken", f"its header cannot be read ({brief(error)})") from None
 
 
 def _flatten(image: Image.Image, channels: int) -> Image.Image:
@@ -234,18 +234,25 @@ def _flatten(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _to_square(image: Image.Image, how: Preparation) -> Image.Image:
+def to_square(
+    image: Image.Image, how: Preparation, *, fill: int = 255, resampling: Image.Resampling | None = None
+) -> Image.Image:
+    """Crop or pad (with `fill`) and resize as `how` says; without a `resampling` the one that suits pictures."""
     size, (width, height) = how.image_size, image.size
     if how.crop == "pad":
-        whole = image.resize(_fitted(image, size), _filter(max(image.size) / size))
-        white = 255 if how.channels == 1 else (255, 255, 255)
-        return ImageOps.pad(whole, (size, size), color=white)
+        smooth = _filter(max(image.size) / size) if resampling is None else resampling
+        whole = image.resize(_fitted(image, size), smooth)
+        colour = fill if len(image.getbands()) == 1 else (fill, fill, fill)
+        # Where rounding made both sides fit badly, it resizes once more.
+        last = Image.Resampling.BICUBIC if resampling is None else resampling
+        return ImageOps.pad(whole, (size, size), method=last, color=colour)
     side = min(width, height)
     if (width, height) == (size, size):
         return image
     left, top = (width - side) / 2, (height - side) / 2
     # `box` crops and resizes in one pass, so pixels outside the square are never touched.
-    return image.resize((size, size), _filter(side / size), (left, top, left + side, top + side))
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), _filter(side / size) if resampling is None else resampling, box)
 
 
 def _filter(shrinking: float) -> Image.Resampling:
@@ -259,7 +266,7 @@ def _fitted(image: Image.Image, size: int) -> tuple[int, int]:
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """Name an error in a few words without memory addresses, so that equal pictures get equal reasons."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text.split(" <")[0][:120]

@@ -12,25 +12,33 @@ from typing import Any
 from pipeline.artifacts import SourceFile
 from pipeline.errors import DataError
 from pipeline.storage import content_hash
-from stages.data.pictures import UNLABELLED, Picture
+from stages.data.pictures import UNLABELLED, MapFile, Picture
 
-COLUMNS = ("path", "label", "caption", "group")
+MAPS = ("segmentation", "depth", "pose")
+"""Columns that name a map of each picture."""
+COLUMNS = ("path", "label", "caption", "group", *MAPS)
 _MAX_LABEL = 100
 
 
 def list_files(path: Path) -> Iterator[SourceFile]:
     """Yield the list file (stamped with its content's hash) and all files it names. Raises DataError."""
     yield _list_file(path)
+    listed: set[str] = set()
     for where, row in _rows(path):
-        picture = path.parent / row["path"]
-        try:
-            status = picture.stat()
-        except OSError as error:
-            raise DataError(
-                f"{path}, {where}: picture {row['path']!r} cannot be read at {picture} ({error.strerror}): "
-                "correct the path (relative ones start at the list file) or remove the row"
-            ) from None
-        yield SourceFile(row["path"], status.st_size, str(status.st_mtime_ns))
+        for what in ("path", *MAPS):
+            name = row.get(what)
+            if not name or name in listed:  # pictures may share a map
+                continue
+            listed.add(name)
+            try:
+                status = (path.parent / name).stat()
+            except OSError as error:
+                raise DataError(
+                    f"{path}, {where}: {'picture' if what == 'path' else what} {name!r} cannot be read at "
+                    f"{path.parent / name} ({error.strerror}): correct the path (relative ones start at the list "
+                    "file) or remove the row"
+                ) from None
+            yield SourceFile(name, status.st_size, str(status.st_mtime_ns))
 
 
 def list_pictures(path: Path, listing: Iterable[SourceFile]) -> list[Picture]:
@@ -38,14 +46,20 @@ def list_pictures(path: Path, listing: Iterable[SourceFile]) -> list[Picture]:
     files = {file.path: file for file in listing}
     known = files.pop(path.name, None)
     rows = list(_rows(path))
-    if known != _list_file(path) or {row["path"] for _, row in rows} != set(files):
+    named = {row[what] for _, row in rows for what in ("path", *MAPS) if row.get(what)}
+    if known != _list_file(path) or named != set(files):
         raise DataError(f"{path} changed while the run was reading it: run the same command again")
     pictures = []
     for _, row in rows:
         file = files[row["path"]]
         label, caption, group = row.get("label", UNLABELLED), row.get("caption", ""), row.get("group", "")
-        pictures.append(Picture(file.path, file.bytes, file.stamp, label, caption, group or file.path))
+        maps = tuple(_map_file(kind, files[row[kind]]) for kind in MAPS if row.get(kind))
+        pictures.append(Picture(file.path, file.bytes, file.stamp, label, caption, group or file.path, maps))
     return pictures
+
+
+def _map_file(kind: str, file: SourceFile) -> MapFile:
+    return MapFile(kind, file.path, file.bytes, file.stamp)
 
 
 def _list_file(path: Path) -> SourceFile:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.units import Unit
-from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, prepare
+from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, image_dimensions, prepare
+from stages.data.map_files import prepare_alpha, prepare_map
 from stages.data.shards import Sample, sample_key, write_shard
 
 ReadPicture = Callable[[str, int, str], bytes]
@@ -44,11 +45,13 @@ class FileReader:
 
 @dataclass(frozen=True)
 class Packer:
-    """Turns a unit whose recipe lists `pictures` (path, bytes, stamp, label, caption, group) into a shard."""
+    """Turns a unit whose recipe lists `pictures` (path, bytes, stamp, label, caption, group, maps ...) into a shard."""
 
     read: ReadPicture
     preparation: Preparation
     image_format: ImageFormat
+    alpha: bool = False
+    """Whether to keep the pictures' opacity as a map."""
 
     def __call__(self, unit: Unit, folder: Path) -> dict[str, Any]:
         """Write the shard; return {"samples", "bytes", "rejects": [[path, code, reason], ...]}.
@@ -60,14 +63,25 @@ class Packer:
         return {**counts, "rejects": rejects}
 
     def _samples(self, unit: Unit, rejects: list[list[str]]) -> Iterator[Sample]:
-        for path, size, stamp, label, caption, group in unit.recipe["pictures"]:
+        for path, size, stamp, label, caption, group, *maps in unit.recipe["pictures"]:
             try:
                 data = self.read(path, size, stamp)
                 image = encode_image(prepare(data, self.preparation), self.image_format)
+                mapped = self._maps(data, maps)
             except Rejected as rejected:
                 rejects.append([printable(path), rejected.code, rejected.reason])
                 continue
-            yield Sample(sample_key(path), label, caption, printable(group), image, printable(path))
+            yield Sample(sample_key(path), label, caption, printable(group), image, printable(path), mapped)
+
+    def _maps(self, picture: bytes, maps: Sequence[Sequence[Any]]) -> dict[str, bytes]:
+        """The encoded maps of a picture, cut as it was."""
+        found = {}
+        for kind, path, size, stamp in maps:
+            data = self.read(path, size, stamp)
+            found[kind] = encode_image(prepare_map(data, kind, image_dimensions(picture), self.preparation), "png")
+        if self.alpha:
+            found["alpha"] = encode_image(prepare_alpha(picture, self.preparation), "png")
+        return found
 
 
 def printable(path: str) -> str:

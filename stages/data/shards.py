@@ -1,9 +1,9 @@
 """Shards: WebDataset tars with an index and a table beside them, byte for byte reproducible, read by position.
 
 A shard NAME is three files. `NAME.tar` holds KEY.cls (label), KEY.json, KEY.png|webp|jpg and KEY.txt (caption) for
-every sample, and plain `webdataset` reads it. `NAME.idx` is the index DALI's wds2idx would make: the line
-`v1.2 NUM_SAMPLES`, then for each sample a line of `EXTENSION OFFSET SIZE MEMBER` for each member. `NAME.json` is the
-table of samples: what is needed to choose among them without opening the tar.
+every sample, and its spatial maps if it has any; plain `webdataset` reads it. `NAME.idx` is the index DALI's wds2idx
+would make: the line `v1.2 NUM_SAMPLES`, then for each sample a line of `EXTENSION OFFSET SIZE MEMBER` for each member.
+`NAME.json` is the table of samples: what is needed to choose among them without opening the tar.
 The tar is written with the standard library (importing webdataset takes seconds, since it imports torch).
 """
 
@@ -16,7 +16,7 @@ import re
 import tarfile
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -28,6 +28,8 @@ from stages.data.images import image_dimensions, image_extension
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
 
+MAP_EXTENSIONS = {"segmentation": "seg.png", "depth": "depth.png", "pose": "pose.png", "alpha": "alpha.png"}
+"""Of the members that are maps, by kind."""
 IMAGE_EXTENSIONS = ("png", "webp", "jpg")
 INDEX_VERSION = "v1.2"
 TOMBSTONES = "tombstones.json"
@@ -48,6 +50,8 @@ class Sample:
     """Encoded picture: PNG, WebP or JPEG."""
     source: str = ""
     """Path in the source it came from; empty for a picture that was generated."""
+    maps: Mapping[str, bytes] = field(default_factory=dict)
+    """Spatial maps of the picture by kind, as PNG: members KEY.seg.png, KEY.depth.png, KEY.pose.png, KEY.alpha.png."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,21 @@ class ShardReader:
             raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {_REMEDY}")
         return image
 
+    def read_map(self, i: int, kind: str) -> bytes:
+        """Return the encoded map of the picture at position `i`, its hash checked. Raises DataError without one."""
+        row = self.table[i]
+        member = row["members"].get(MAP_EXTENSIONS[kind])
+        if member is None:
+            raise DataError(
+                f"{self.path}: the picture of {row['key']} has no {kind} map: give every picture one, or choose "
+                "another condition"
+            )
+        offset, size = member
+        data = os.pread(self._descriptor, size, offset)
+        if hashlib.sha256(data).hexdigest() != row["maps"][kind]:
+            raise DataError(f"{self.path}: the {kind} map of {row['key']} is damaged: {_REMEDY}")
+        return data
+
     def close(self) -> None:
         """Let go of the open file and the table; the next use opens them again."""
         self.__dict__.pop("table", None)
@@ -193,6 +212,7 @@ def _write_sample(file: BinaryIO, sample: Sample) -> dict[str, Any]:
         "json": json.dumps({**about, "source": sample.source}, ensure_ascii=False, sort_keys=True).encode(),
         image_extension(sample.image): sample.image,
         "txt": sample.caption.encode(),
+        **{MAP_EXTENSIONS[kind]: data for kind, data in sample.maps.items()},
     }
     members = {ext: _write_member(file, f"{sample.key}.{ext}", data) for ext, data in sorted(parts.items())}
     return {
@@ -205,6 +225,11 @@ def _write_sample(file: BinaryIO, sample: Sample) -> dict[str, Any]:
         "height": height,
         "sha256": hashlib.sha256(sample.image).hexdigest(),
         "members": members,
+        **(
+            {"maps": {kind: hashlib.sha256(data).hexdigest() for kind, data in sorted(sample.maps.items())}}
+            if sample.maps
+            else {}
+        ),
     }
 
 

@@ -34,7 +34,8 @@ class ListSource(StrictModel):
     """A file that lists pictures: .csv, .jsonl or .parquet.
 
     Column `path` (relative to the list file, or absolute), and any of `label` (class), `caption` and `group`
-    (pictures of one group stay on one side of the validation split; default: each picture by itself).
+    (pictures of one group stay on one side of the validation split; default: each picture by itself), and
+    `segmentation`, `depth` and `pose`: files of the picture's shape that map it.
     """
 
     kind: Literal["list"] = "list"

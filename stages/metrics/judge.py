@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from stages.metrics.codebook import perplexity, used_share
+from stages.metrics.figures import Better, Figure
+from stages.metrics.figures import figure as _figure
 from stages.metrics.frechet_distance import frechet
 from stages.metrics.kernel_distance import kid
 from stages.metrics.measured import Integers, Measured, Pairing, Values, pair_by_class
@@ -16,9 +18,6 @@ from stages.metrics.picture_set import PictureSet
 from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap, bootstrap_mean, bootstrap_share
 
 FEATURES = "pooled features of EfficientNet-Lite0 (ImageNet)"
-
-Figure = dict[str, Any]
-Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,11 @@ class Judgement:
     nearness: Nearness
 
 
-def judge(measured: Measured, *, num_codes: int, seed: int) -> Judgement:
+def judge(measured: Measured, *, num_codes: int, seed: int, obedience: Mapping[str, Figure] | None = None) -> Judgement:
     """Turn what was measured into figures.
 
-    `seed` chooses the training pictures of the real-against-real floor, and draws for the bootstrap intervals.
+    `seed` chooses the training pictures of the real-against-real floor, and draws for the bootstrap intervals;
+    `obedience` are figures that stand beside.
     """
     samples = pair_by_class(measured.samples_ND, measured.sample_labels_N, measured)
     neighbour_N, distance_N = nearest(measured.samples_ND, measured.train_ND)
@@ -51,6 +51,7 @@ def judge(measured: Measured, *, num_codes: int, seed: int) -> Judgement:
         **_codebook(measured),
         **_likelihood(measured, num_codes, seed),
         **_novelty(nearness, len(measured.train_ND), weighted=samples.weighted),
+        **(obedience or {}),
     }
     return Judgement(figures, samples.left_out, neighbour_N, distance_N, nearness)
 
@@ -242,15 +243,3 @@ def _novelty(nearness: Nearness, num_train: int, *, weighted: bool) -> dict[str,
             samples=len(nearness.held_out_M),
         ),
     }
-
-
-def _figure(
-    value: float | Estimate, what: str, computed_on: str, better: Better, *, samples: int, against: int | None = None
-) -> Figure:
-    """A number for report.json: of so many `samples` (pictures or tokens), `against` so many others."""
-    figure: Figure = {"what": what, "computed_on": computed_on, "better": better, "samples": samples}
-    if against is not None:
-        figure["against"] = against
-    if isinstance(value, Estimate):
-        return {**figure, "value": value.value, "interval": list(value.interval), "interval_by": value.by}
-    return {**figure, "value": value}

@@ -25,6 +25,7 @@ from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
 from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
 from stages.metrics.likelihood import token_bits
+from stages.metrics.map_fidelity import fidelities
 from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
@@ -60,6 +61,8 @@ class Measurer:
             "reconstruction": self.reconstruction,
             "likelihood": self.likelihood,
             "chance": self.chance,
+            "obedience": self.obedience,
+            "possible": self.possible,
         }[unit.recipe["measure"]]
         with one_thread():
             arrays = measure(unit)
@@ -134,6 +137,22 @@ class Measurer:
                 x_BCHW = self._tokenizer.decode(torch.from_numpy(codes_BHW).to(self.device))
             features.append(self._features(x_BCHW, unit))
         return {"features": _stack(features)}
+
+    def obedience(self, unit: Unit) -> Arrays:
+        """How close the maps of samples come to those they were drawn from, and to those that others were."""
+        pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
+        condition, shelf = unit.payload["condition"], unit.payload["shelf"]
+        return {name: fidelities(condition, pictures_NHWC, unit.payload[name], shelf) for name in ("own", "shuffled")}
+
+    def possible(self, unit: Unit) -> Arrays:
+        """How close the maps of reconstructions come to those of their originals."""
+        pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
+        rebuilt = [pictures_NHWC[:0]]
+        for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
+            with torch.inference_mode():
+                rebuilt.append(to_uint8(self._tokenizer.reconstruct(to_model_range(batch).to(self.device))))
+        condition, shelf = unit.payload["condition"], unit.payload["shelf"]
+        return {"own": fidelities(condition, np.concatenate(rebuilt), unit.payload["own"], shelf)}
 
     def _features(self, x_BCHW: Tensor, unit: Unit) -> NDArray[np.float32]:
         size = unit.recipe["feature_size"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes
 
 from pipeline.artifacts import Artifact, Metrics
 from pipeline.config import StrictModel
@@ -18,10 +19,12 @@ from pipeline.runner import run_stage
 from pipeline.runtime import BoundRuntime, LocalRuntime
 from pipeline.stage import Stage
 from pipeline.units import Unit
+from stages.data.condition_config import EdgesCondition
 from stages.data.images import encode_image, to_model_range
 from stages.data.loader import load_all
 from stages.data.shards import Sample, open_split, write_shard
-from stages.data.tables import write_tokens
+from stages.data.tables import write_table, write_tokens
+from stages.maps import make_maps
 from stages.models.priors.configs import GPTConfig, PriorDescription
 from stages.models.priors.load import build_prior
 from stages.models.tokenizer import Tokenizer
@@ -45,6 +48,8 @@ class World(StrictModel):
     channels: int = 3
     history: bool = True
     group_size: int = 1
+    told: bool = False
+    """Whether samples were drawn from the edges of held-out pictures, and show them."""
 
 
 def draw(rng: np.random.Generator, label: int, world: World, *, noise: float = 4.0) -> np.ndarray:
@@ -171,11 +176,38 @@ def prior(config: World, *, tokens: Artifact, output: Output, runtime: BoundRunt
     return {}
 
 
-def sample(config: World, *, tokenizer: Artifact, prior: Artifact, output: Output, runtime: BoundRuntime) -> Metrics:
-    """Noisy shapes, evenly many of each class."""
-    _write_pictures(config, output, runtime, {"sample": config.samples})
+def sample(
+    config: World,
+    *,
+    tokenizer: Artifact,
+    prior: Artifact,
+    maps: Artifact | None = None,
+    output: Output,
+    runtime: BoundRuntime,
+) -> Metrics:
+    """Noisy shapes, evenly many of each class; or shapes whose edges are those of held-out pictures."""
+    if maps is not None:
+        edges, _, keys = load_all(open_split(maps, "val"), 1)
+        worker = partial(_drawn_from, config, edges, keys)
+        output.map_units(lambda device: worker, [Unit("sample-000000", {"maps": maps.digest})], runtime, label="told")
+    else:
+        _write_pictures(config, output, runtime, {"sample": config.samples})
     output.write_json("samples.json", {"tokenizer": tokenizer.digest})
     return {}
+
+
+def _drawn_from(world: World, edges: np.ndarray, keys: list[str], unit: Unit, folder: Path) -> dict[str, Any]:
+    """Every held-out picture's edges, filled: two samples of each."""
+    pictures = []
+    for number, (edge_HWC, key) in enumerate(zip(edges, keys, strict=True)):
+        filled = binary_fill_holes(edge_HWC[:, :, 0] > 127)
+        picture = np.where(filled[:, :, None], 60, 240).astype(np.uint8).repeat(world.channels, axis=2)
+        pictures += [Sample(f"s{number}-{copy}", -1, "", key, encode_image(picture, "png")) for copy in (0, 1)]
+    write_table(
+        folder / f"{unit.name}.parquet",
+        {"condition_key": [sample.group for sample in pictures], "condition_variant": [0] * len(pictures)},
+    )
+    return {"samples": write_shard(folder, unit.name, pictures)["samples"]}
 
 
 def make(workdir: Path, world: World | None = None) -> dict[str, Artifact]:
@@ -191,5 +223,9 @@ def make(workdir: Path, world: World | None = None) -> dict[str, Artifact]:
     made["tokenizer"] = run("tokenizer", tokenizer, shards=made["shards"])
     made["tokens"] = run("encode", encode, shards=made["shards"], tokenizer=made["tokenizer"])
     made["prior"] = run("prior", prior, tokens=made["tokens"])
-    made["samples"] = run("sample", sample, tokenizer=made["tokenizer"], prior=made["prior"])
+    given: dict[str, Artifact] = {}
+    if world.told:
+        stage = Stage("maps", make_maps, EdgesCondition(), {"shards": made["shards"]})  # type: ignore[dict-item]
+        given["maps"] = made["maps"] = run_stage(stage, {"shards": made["shards"]}, str(workdir), LocalRuntime())
+    made["samples"] = run("sample", sample, **given, tokenizer=made["tokenizer"], prior=made["prior"])
     return made

@@ -248,3 +248,22 @@ def test_samples_of_another_tokenizer_are_refused(world: dict[str, Artifact], tm
     other = make(tmp_path / "world", World(size=40))
     with pytest.raises(StageError, match="samples were made with tokenizer"):
         run({**world, "samples": other["samples"]}, tmp_path / "report")
+
+
+def test_samples_that_show_their_edges_obey_and_those_of_others_do_not(tmp_path: Path) -> None:
+    inputs = make(tmp_path / "world", World(told=True, history=False))
+    artifact = run(inputs, tmp_path / "report")
+    figures = artifact.read_json("report.json")["figures"]
+    own, shuffled = figures["obedience_edges"], figures["obedience_edges_shuffled"]
+    assert own["value"] > 0.8 > 0.6 > shuffled["interval"][1]
+    assert (own["samples"], figures["obedience_edges_possible"]["samples"]) == (80, 40)
+    page = artifact.folder.read("report.html").decode()
+    assert "Does it do what it is told?" in page
+    assert "Obedience, edges" in page
+
+
+def test_classes_are_told_unless_the_tokens_say_otherwise(report: Artifact) -> None:
+    figures = report.read_json("report.json")["figures"]
+    assert figures["obedience_class"]["samples"] == 36
+    assert figures["obedience_class"]["value"] > figures["obedience_class_shuffled"]["interval"][1]
+    assert "obedience_caption" not in figures

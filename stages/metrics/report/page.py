@@ -112,6 +112,7 @@ def render(
             scale=tables.scale(figures),
             compared={"heads": heads, "rows": compared},
             copying=words.copying(figures),
+            obedience=tables.obedience(figures),
             every_figure=list(tables.every_figure(figures)),
             charts={
                 "tokenizer": draw_charts(TOKENIZER_CHARTS, _history(inputs["tokenizer"])),

@@ -44,7 +44,24 @@ FIGURE_NAMES = {
     "nearer_than_held_out": "Nearer than a held-out picture",
     "held_out_copies": "Held-out copies",
 }
-SHARES = ("precision", "recall", "coverage", "codebook_used", "suspiciously_near", "nearer_than", "held_out")
+OBEDIENCE = {
+    "class": "Class",
+    "caption": "Caption",
+    "edges": "Edges",
+    "sketch": "Sketch",
+    "low_resolution": "Low resolution",
+}
+"""What the prior may be told, of what can be found in a picture again."""
+SHARES = (
+    "precision",
+    "recall",
+    "coverage",
+    "codebook_used",
+    "suspiciously_near",
+    "nearer_than",
+    "held_out",
+    "obedience_class",
+)
 """How names of figures begin that are printed as percents."""
 
 
@@ -83,8 +100,27 @@ def every_figure(figures: Figures) -> Iterator[tuple[str, list[dict[str, Any]]]]
         )
 
 
+def obedience(figures: Figures) -> list[dict[str, Any]]:
+    """For each condition its figure for samples, for shuffled conditions, and for what is possible."""
+    return [
+        {
+            "name": name,
+            "what": figures[f"obedience_{kind}"]["what"],
+            "cells": [
+                {**figures[f"obedience_{kind}{suffix}"], "is_share": kind == "class"}
+                for suffix in ("", "_shuffled", "_possible")
+            ],
+        }
+        for kind, name in OBEDIENCE.items()
+        if f"obedience_{kind}" in figures
+    ]
+
+
 def _name(name: str) -> str:
     kind, _, subject = name.partition("_")
+    if kind == "obedience":
+        told = subject.removesuffix("_shuffled").removesuffix("_possible")
+        return f"Obedience, {OBEDIENCE[told].lower()}"
     return COMPARISONS[kind] if subject in SUBJECTS else FIGURE_NAMES[name]
 
 

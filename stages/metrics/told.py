@@ -1,0 +1,130 @@
+"""What samples were drawn from, as far as it can be found in them again: units to measure, and the figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from pipeline.storage import canonical_json
+from pipeline.units import Unit
+from stages.data.condition_config import ComputedMap, MapCondition
+from stages.data.shards import Shard, ShardReader, open_split
+from stages.data.tables import read_table
+from stages.metrics.map_fidelity import MapShelf, Target
+from stages.metrics.obedience import Pictures, caption_obedience, class_obedience, map_obedience
+
+if TYPE_CHECKING:
+    from pipeline.artifacts import Artifact
+    from stages.metrics.figures import Figure
+    from stages.metrics.measured import Measured
+
+Splits = Mapping[str, Sequence[Shard]]
+CONDITION: TypeAdapter[Any] = TypeAdapter(MapCondition)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of the conditions of samples."""
+
+    kinds: tuple[str, ...]
+    """Conditions that the prior is told, of those that say something."""
+    captions: Mapping[str, list[str]]
+    """By split, in the order of its pictures."""
+    targets: Mapping[str, list[Target]]
+    """By shard of samples: the held-out pictures that they were drawn from; none where they were not."""
+    maps: Artifact | None
+    window_seed: int
+
+    @classmethod
+    def read(cls, splits: Splits, tokens: Artifact, samples: Artifact, maps: Artifact | None) -> Told:
+        """Read what the tables of shards and samples say."""
+        captions = {
+            split: [row["caption"] for shard in shards for row in ShardReader(shard).table]
+            for split, shards in splits.items()
+        }
+        targets = {}
+        for unit, entry in samples.unit_files(".parquet"):
+            columns = read_table(samples.local(entry.path))
+            if "condition_key" in columns:
+                targets[unit.name] = list(
+                    zip(columns["condition_key"], map(int, columns["condition_variant"]), strict=True)
+                )
+        kinds = tuple(it["kind"] for it in tokens.read_json("tokens.json").get("condition", ()) if it["size"])
+        return cls(kinds or ("class",), captions, targets, maps, int(tokens.recipe["config"].get("seed", 0)))
+
+    def units(self, splits: Splits, seeing: Mapping[str, Any], seed: int) -> list[Unit]:
+        """Units that compare the maps of samples and of reconstructions with those they come from."""
+        drawn_from = [target for targets in self.targets.values() for target in targets]
+        if self.maps is None or not drawn_from or not drawn_from[0][0]:
+            return []
+        condition = CONDITION.validate_python(self.maps.recipe["config"])
+        if not isinstance(condition, ComputedMap):  # no picture says by itself what its depth or pose is
+            return []
+        channels = self.maps.read_json("dataset.json")["channels"]
+        maps = open_split(self.maps, "val")
+        shelf = MapShelf(maps, channels, seeing["image_size"], self.window_seed)
+        other = _others(drawn_from, seed)
+        digests, told = [shard.digest for shard in maps], {"condition": condition.model_dump(mode="json")}
+
+        def unit(name: str, shard: Shard, targets: Mapping[str, list[Target]]) -> Unit:
+            wanted = hashlib.sha256(canonical_json(targets).encode()).hexdigest()
+            recipe = {"measure": name, "shard": shard.digest, "maps": digests, "targets": wanted, **told, **seeing}
+            payload = {"shard": shard, "condition": condition, "shelf": shelf, **targets}
+            return Unit(f"{name}-{shard.name}", recipe, payload)
+
+        found = []
+        for shard in splits["sample"]:
+            own = self.targets[shard.name]
+            found.append(unit("obedience", shard, {"own": own, "shuffled": [other[target] for target in own]}))
+        for shard in splits["val"]:
+            found.append(unit("possible", shard, {"own": [(row["key"], 0) for row in ShardReader(shard).table]}))
+        return found
+
+    def figures(
+        self, measured: Measured, units: Sequence[tuple[str, Mapping[str, NDArray[Any]]]], seed: int
+    ) -> dict[str, Figure]:
+        """One figure for each condition that can be found in a picture, beside its like for shuffled conditions."""
+        groups_N = self._sample_groups(len(measured.sample_labels_N))
+        train = Pictures(measured.train_ND, measured.train_labels_N, self.captions["train"], measured.train_groups_N)
+        held_out = (measured.held_out_labels_N, self.captions["val"], measured.held_out_groups_N)
+        rebuilt = Pictures(measured.reconstructions_ND, *held_out)
+        samples = Pictures(measured.samples_ND, measured.sample_labels_N, self.captions["sample"], groups_N)
+        figures: dict[str, Figure] = {}
+        if "class" in self.kinds:
+            figures |= class_obedience(train, rebuilt, samples, seed)
+        if "caption" in self.kinds:
+            figures |= caption_obedience(train, rebuilt, samples, seed)
+        own, shuffled, possible = (
+            [arrays[name] for unit, arrays in units if unit.startswith(kind)]
+            for kind, name in (("obedience", "own"), ("obedience", "shuffled"), ("possible", "own"))
+        )
+        if own and self.maps:
+            groups = {"samples": groups_N, "rebuilt": measured.held_out_groups_N}
+            samples_N, shuffled_N, rebuilt_N = map(np.concatenate, (own, shuffled, possible))
+            kind = self.maps.recipe["config"]["kind"]
+            figures |= map_obedience(kind, samples_N, shuffled_N, rebuilt_N, groups, seed)
+        return figures
+
+    def _sample_groups(self, count: int) -> NDArray[np.int64]:
+        """Samples of one condition belong together; those of classes are each by itself."""
+        drawn_from = [target for targets in self.targets.values() for target in targets]
+        if not drawn_from:
+            return np.arange(count)
+        names = [
+            f"{key}/{variant}/{caption}"
+            for (key, variant), caption in zip(drawn_from, self.captions["sample"], strict=True)
+        ]
+        return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+
+
+def _others(targets: Sequence[Target], seed: int) -> dict[Target, Target]:
+    """For each of some targets another one (itself where it is the only one)."""
+    distinct = sorted(set(targets))
+    mixed = [distinct[place] for place in np.random.default_rng(seed).permutation(len(distinct))]
+    return dict(zip(mixed, [*mixed[1:], mixed[0]], strict=True))
