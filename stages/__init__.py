@@ -4,7 +4,7 @@
         |  shard      check, resize, encode         -> train-*.tar, val-*.tar, index, contact sheet
         |  tokenizer  VQGAN on a gang of ranks      -> encoder, codebook, decoder
         |  encode     pictures to codes             -> one Parquet table of tokens a shard
-        |  prior      GPT on the tokens, by class   -> the generator's second half
+        |  prior      GPT or other, on the tokens   -> the generator's second half
         |  sample     draw tokens, decode           -> pictures in the shard format, grids
         v  evaluate   judge all of it               -> report.json, report.html
 

@@ -1,4 +1,4 @@
-"""Stage prior: trains a GPT on the corpus's tokens, the half of the generator that composes pictures."""
+"""Stage prior: trains a prior on the corpus's tokens, the half of the generator that composes pictures."""
 
 from __future__ import annotations
 

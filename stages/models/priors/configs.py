@@ -11,7 +11,7 @@ from pipeline.config import StrictModel
 from stages.models.vocabulary import TokenSpace
 
 
-class AnyPriorConfig(StrictModel):
+class SharedPriorConfig(StrictModel):
     """What every prior has: what training hides from it, and the order in which it meets the tokens."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -25,10 +25,11 @@ class AnyPriorConfig(StrictModel):
     prior learns to go on from draws that it should not have made (`pkeep` of taming-transformers)."""
     order: Literal["raster", "z_curve"] = "raster"
     """Order of a picture's tokens: row by row, or along the Z-curve (Morton 1966), in which each square of 2x2, 4x4,
-    8x8... tokens is finished before the next one begins. Stored tokens stay in raster order."""
+    8x8... tokens is finished before the next one begins. Stored tokens stay in raster order. Learned positions follow
+    the sequence, as in taming-transformers, rotary ones the grid."""
 
 
-class GPTConfig(AnyPriorConfig):
+class GPTConfig(SharedPriorConfig):
     """A decoder-only transformer over condition and image tokens."""
 
     kind: Literal["gpt"] = "gpt"
@@ -59,7 +60,7 @@ class GPTConfig(AnyPriorConfig):
         return self
 
 
-class PixelCNNConfig(AnyPriorConfig):
+class PixelCNNConfig(SharedPriorConfig):
     """A gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders")."""
 
     kind: Literal["pixelcnn"] = "pixelcnn"
@@ -102,6 +103,6 @@ class PriorDescription(TokenSpace):
     """Architecture of the prior."""
 
     @classmethod
-    def of(cls, model: GPTConfig | PixelCNNConfig, space: TokenSpace) -> PriorDescription:
+    def of(cls, model: PriorModelConfig, space: TokenSpace) -> PriorDescription:
         """Describe a prior of architecture `model` over the tokens of `space`."""
         return cls(model=model, **{name: getattr(space, name) for name in TokenSpace.model_fields})

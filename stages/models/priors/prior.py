@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.dropout import drop_segments, replace_tokens
-from stages.models.priors.configs import GPTConfig, PixelCNNConfig, PriorDescription
+from stages.models.priors.configs import PriorDescription, PriorModelConfig
 from stages.models.priors.cross_entropy import projected_token_nats
 from stages.models.priors.token_order import places_in_order
 from stages.models.vocabulary import Vocabulary
@@ -37,7 +37,7 @@ class Prior(nn.Module, ABC):
     head: nn.Linear
     """Features to logits; without a bias."""
 
-    def __init__(self, config: GPTConfig | PixelCNNConfig, *, vocabulary: Vocabulary, grid: tuple[int, int]) -> None:
+    def __init__(self, config: PriorModelConfig, *, vocabulary: Vocabulary, grid: tuple[int, int]) -> None:
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary

@@ -11,7 +11,7 @@ from torch import Tensor
 # R = D/2 pairs of a head's channels, F = D/4 frequencies of an axis.
 
 BASE = 10_000.0
-"""Slowest frequency: 1 / BASE turns into the slowest angle a step, in radians; LlamaGen's, and the paper's."""
+"""Frequencies fall from 1 to nearly 1 / BASE radians a step; LlamaGen's, and the paper's."""
 
 
 def grid_places(condition_length: int, grid: tuple[int, int], order: Sequence[int]) -> Tensor:
@@ -22,7 +22,7 @@ def grid_places(condition_length: int, grid: tuple[int, int], order: Sequence[in
     them, and so where in the grid it lies.
     """
     condition_C2 = torch.arange(-condition_length, 0)[:, None].expand(-1, 2)
-    places_T = torch.tensor(order)
+    places_T = torch.tensor(order, dtype=torch.long)
     image_T2 = torch.stack([places_T // grid[1], places_T % grid[1]], dim=1)
     return torch.cat([condition_C2, image_T2])
 

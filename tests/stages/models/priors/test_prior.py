@@ -155,6 +155,15 @@ def test_under_autocast_it_is_the_same_model(config: PriorModelConfig) -> None:
             assert model.loss(*batch)[0].item() == pytest.approx(expected, rel=0.03)
 
 
+def test_only_weights_of_matrix_products_and_convolutions_decay(config: PriorModelConfig) -> None:
+    model = make_prior(config)
+    decayed, others = ({id(p) for p in group["params"]} for group in model.optimizer_groups(0.05))
+    for name, parameter in model.named_parameters():
+        looked_up = "embedding" in name
+        assert (id(parameter) in decayed) == (parameter.ndim > 1 and not looked_up), name
+        assert (id(parameter) in others) != (id(parameter) in decayed), name
+
+
 def test_weights_and_description_survive_files(config: PriorModelConfig, tmp_path: Path) -> None:
     model = make_prior(config).float()
     description = PriorDescription.of(config, SPACE)
