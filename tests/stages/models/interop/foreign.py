@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from stages.models.tokenizer import Tokenizer
+from stages.models.interop.vqgan import dd_config
 from stages.models.tokenizer_config import ReferenceBackboneConfig, TokenizerModelConfig
 from tests import peers
 
@@ -43,23 +43,12 @@ def their_vqgan() -> Any:
     torch.manual_seed(0)
     model = peers.taming_vqgan(MODEL, image_size=SIZE, **JUDGE)
     shake(model)
-    spread(model)
+    peers.spread_their_codes(model, MODEL, 2 * pictures() - 1)
     return model.eval()
-
-
-def spread(model: Any) -> None:
-    """Moves their codes near their vectors of `pictures`, so that many are used."""
-    ours = Tokenizer(MODEL, image_size=SIZE, channels=3)
-    own = ours.state_dict()
-    ours.load_state_dict({**own, **{name: value for name, value in model.state_dict().items() if name in own}})
-    peers.spread_codes(ours, 2 * pictures() - 1)
-    model.quantize.embedding.weight.data.copy_(ours.quantize.embedding.weight)
 
 
 def vqgan_params() -> dict[str, Any]:
     """What builds `their_vqgan` without its loss."""
-    from stages.models.interop.vqgan import dd_config
-
     assert isinstance(MODEL.backbone, ReferenceBackboneConfig)
     sizes = dd_config(MODEL.backbone, image_size=SIZE, channels=3)
     return {"ddconfig": sizes, "lossconfig": DUMMY, "n_embed": 40, "embed_dim": 8, "sane_index_shape": True}
@@ -85,7 +74,7 @@ def their_net2net(**params: Any) -> Any:
     peers.taming("models.vqgan")
     model = peers.quietly(peers.taming("models.cond_transformer").Net2NetTransformer, **params).eval()
     shake(model)
-    spread(model.first_stage_model)
+    peers.spread_their_codes(model.first_stage_model, MODEL, 2 * pictures() - 1)
     return model
 
 
