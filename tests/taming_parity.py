@@ -109,9 +109,9 @@ def make_theirs(sizes: Sizes) -> Any:
     for parameter in vqgan.parameters():
         if parameter.requires_grad:
             parameter.data.add_(0.02 * torch.randn_like(parameter))
-    peers.spread_their_codes(vqgan, sizes.model, pictures(sizes, torch.float32))
-    layers, heads, width = sizes.gpt
     num_tokens = (sizes.image_size // sizes.model.factor) ** 2
+    peers.spread_their_codes(vqgan, sizes.model, pictures(sizes, max(sizes.batch, sizes.codes // num_tokens)))
+    layers, heads, width = sizes.gpt
     settings = {"n_layer": layers, "n_head": heads, "n_embd": width}
     transformer = peers.taming("modules.transformer.mingpt").GPT(sizes.codes, num_tokens, **settings)
     for parameter in transformer.parameters():
@@ -137,7 +137,7 @@ def measure(sizes: Sizes, theirs: Any, folder: Path, dtype: torch.dtype) -> Iter
 
 def compare_vqgan(sizes: Sizes, theirs: Any, folder: Path) -> Iterator[Row]:
     """Encoder, tokens, decoder, and every term of the losses."""
-    x_BCHW = pictures(sizes, torch.get_default_dtype())
+    x_BCHW = pictures(sizes, sizes.batch).to(torch.get_default_dtype())
     ours = Tokenizer.load(folder).to(x_BCHW.dtype)
     with torch.no_grad():
         z_BCHW = theirs.quant_conv(theirs.encoder(x_BCHW))
@@ -150,7 +150,7 @@ def compare_vqgan(sizes: Sizes, theirs: Any, folder: Path) -> Iterator[Row]:
 
 def compare_losses(sizes: Sizes, theirs: Any, folder: Path, distance: LPIPSDistance) -> Iterator[Row]:
     """What their loss module logs, beside our terms."""
-    x_BCHW = pictures(sizes, torch.get_default_dtype())
+    x_BCHW = pictures(sizes, sizes.batch).to(torch.get_default_dtype())
     ours = Tokenizer.load(folder).to(x_BCHW.dtype).requires_grad_()
     weights = load_pretrained_tokenizer(str(folder)).judge_weights
     config = described_by(weights)
@@ -196,12 +196,12 @@ def compare_gpt(sizes: Sizes, theirs: Any, folder: Path) -> Iterator[Row]:
         yield "GPT: loss", ours.loss(condition_BC, tokens_BT)[0], expected
 
 
-def pictures(sizes: Sizes, dtype: torch.dtype) -> Tensor:
+def pictures(sizes: Sizes, count: int) -> Tensor:
     """Coloured blocks of 4x4 pixels in [-1, 1]."""
     side = sizes.image_size // 4
     draw = torch.Generator().manual_seed(2)
-    coarse_BCHW = torch.rand(sizes.batch, 3, side, side, generator=draw, dtype=torch.float32)
-    return (2 * coarse_BCHW.repeat_interleave(4, 2).repeat_interleave(4, 3) - 1).to(dtype)
+    coarse_BCHW = torch.rand(count, 3, side, side, generator=draw, dtype=torch.float32)
+    return 2 * coarse_BCHW.repeat_interleave(4, 2).repeat_interleave(4, 3) - 1
 
 
 def equal_bytes(first: Path, second: Path) -> bool:
