@@ -16,7 +16,8 @@ from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
 from stages.models.backbones.vqvae import VQVAEDecoder, VQVAEEncoder
 from stages.models.pretrained import CONFIG, WEIGHTS, home_of
-from stages.models.quantizers.ema import EMAQuantizer
+from stages.models.quantizers.build import build_quantizer
+from stages.models.quantizers.quantizer import StepKeys
 from stages.models.tokenizer_config import (
     BackboneConfig,
     LightBackboneConfig,
@@ -33,11 +34,13 @@ class TokenizerOutput(NamedTuple):
     """A training step's forward pass."""
 
     x_hat_BCHW: Tensor
-    commitment_B: Tensor
-    """Weighted commitment loss of each picture."""
+    codebook_loss_B: Tensor
+    """What the quantizer adds to each picture's loss, weighted."""
     z_BCHW: Tensor
     """The vectors before quantization, detached."""
     indices_BHW: Tensor
+    soft_counts_BGK: Tensor | None = None
+    """Of quantizers whose loss depends on the global batch as a whole, see `Quantizer.batch_loss`."""
 
 
 class Tokenizer(nn.Module):
@@ -58,7 +61,7 @@ class Tokenizer(nn.Module):
         projected = not isinstance(config.backbone, VQVAEBackboneConfig) or config.backbone.dim != config.quantizer.dim
         width, dim = self.encoder.out_channels, config.quantizer.dim
         self.quant_conv = nn.Conv2d(width, dim, 1) if projected else nn.Identity()
-        self.quantize = EMAQuantizer(config.quantizer)
+        self.quantize = build_quantizer(config.quantizer)
         self.post_quant_conv = nn.Conv2d(dim, width, 1) if projected else nn.Identity()
 
     @property
@@ -84,12 +87,18 @@ class Tokenizer(nn.Module):
         self.encoder.compile()
         self.decoder.trunk = torch.compile(self.decoder.trunk)  # type: ignore[method-assign]
 
-    def forward(self, x_BCHW: Tensor) -> TokenizerOutput:
-        """A training step's forward pass over pictures in [-1, 1]."""
+    def forward(self, x_BCHW: Tensor, at: StepKeys | None = None) -> TokenizerOutput:
+        """A training step's forward pass over pictures in [-1, 1]; without `at` nothing is random."""
         z_BCHW = self.quant_conv(self.encoder(x_BCHW))
-        quantized = self.quantize(z_BCHW)
+        quantized = self.quantize(z_BCHW, at)
         x_hat_BCHW = self.decoder(self.post_quant_conv(quantized.z_q_BCHW))
-        return TokenizerOutput(x_hat_BCHW, quantized.commitment_B, z_BCHW.detach(), quantized.indices_BHW)
+        return TokenizerOutput(
+            x_hat_BCHW,
+            quantized.codebook_loss_B,
+            z_BCHW.detach(),
+            quantized.indices_BHW,
+            quantized.soft_counts_BGK,
+        )
 
     @torch.no_grad()
     def encode(self, x_BCHW: Tensor) -> Tensor:

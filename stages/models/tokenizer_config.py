@@ -1,10 +1,11 @@
 """The configuration of a tokenizer: which backbone, which quantizer, and their sizes. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipeline.config import StrictModel
+from stages.models.quantizers.configs import EMAQuantizerConfig, QuantizerConfig
 
 
 class LightBackboneConfig(StrictModel):
@@ -95,28 +96,6 @@ class VQVAEBackboneConfig(StrictModel):
         return 4
 
 
-class EMAQuantizerConfig(StrictModel):
-    """A codebook that follows the running mean of the vectors it was chosen for (van den Oord et al. 2017, A.1)."""
-
-    kind: Literal["ema"] = "ema"
-
-    num_codes: PositiveInt = 512
-    """Codes in the codebook; a token is a number below this."""
-
-    dim: PositiveInt = 32
-    """Length of a code."""
-
-    decay: float = Field(default=0.97, ge=0, lt=1)
-    """Share of the running sums kept at each step; 0.97 remembers about 33 steps, enough for a run of hundreds."""
-
-    commitment: float = Field(default=0.25, ge=0)
-    """Weight (beta) of the loss that keeps the encoder near its codes."""
-
-    restart_threshold: float = Field(default=0.1, ge=0)
-    """A code whose running count of vectors a step falls below this share of the mean is moved onto a vector of the
-    current batch. 0 never restarts, and codes nobody chooses stay where they were."""
-
-
 BackboneConfig = Annotated[
     LightBackboneConfig | ReferenceBackboneConfig | VQVAEBackboneConfig, Field(discriminator="kind")
 ]
@@ -128,10 +107,16 @@ class TokenizerModelConfig(StrictModel):
     backbone: BackboneConfig = LightBackboneConfig()
     """`light` trains in minutes on a CPU; `reference` is VQGAN as published; `vqvae` is older and plain."""
 
-    quantizer: EMAQuantizerConfig = EMAQuantizerConfig()
-    """The codebook."""
+    quantizer: QuantizerConfig = EMAQuantizerConfig()
+    """`ema` (which is meant where no kind is given), `cosine`, `gradient`, `gumbel`: a codebook. `fsq`, `lookup_free`:
+    rounding to a lattice."""
 
     @property
     def factor(self) -> int:
         """Pixels along one side of a token."""
         return self.backbone.factor
+
+    @field_validator("quantizer", mode="before")
+    @classmethod
+    def _ema_is_meant(cls, quantizer: Any) -> Any:
+        return {"kind": "ema", **quantizer} if isinstance(quantizer, dict) else quantizer

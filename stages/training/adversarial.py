@@ -94,7 +94,7 @@ def adaptive_weight(last_layer_gradients: Tensor, *, delta: float, cap: float) -
 
 def send_back(
     x_hat_BCHW: Tensor,
-    commitment_B: Tensor,
+    codebook_loss_B: Tensor,
     gradient: PictureGradient,
     *,
     adversarial_weight: Tensor | float,
@@ -109,7 +109,7 @@ def send_back(
     wanted_BCHW = gradient.reconstruction_BCHW
     if gradient.adversarial_BCHW is not None:
         wanted_BCHW = wanted_BCHW + adversarial_weight * gradient.adversarial_BCHW
-    codebook = commitment_B.sum() / batch_size
+    codebook = codebook_loss_B.sum() / batch_size
     terms = {**gradient.terms, "codebook": codebook.detach()}
     return (x_hat_BCHW * wanted_BCHW.to(x_hat_BCHW.dtype)).sum() + codebook, terms
 
@@ -117,7 +117,7 @@ def send_back(
 def generator_objective(
     x_BCHW: Tensor,
     x_hat_BCHW: Tensor,
-    commitment_B: Tensor,
+    codebook_loss_B: Tensor,
     *,
     losses: LossConfig,
     perceptual: FrozenDistance,
@@ -147,7 +147,9 @@ def generator_objective(
         config = losses.discriminator
         ratio = adaptive_weight(pushed, delta=config.adaptive_delta, cap=config.adaptive_cap)
         weight, adaptive = adversarial_weight * ratio, {"adaptive_weight": ratio}
-    objective, terms = send_back(x_hat_BCHW, commitment_B, gradient, adversarial_weight=weight, batch_size=batch_size)
+    objective, terms = send_back(
+        x_hat_BCHW, codebook_loss_B, gradient, adversarial_weight=weight, batch_size=batch_size
+    )
     return objective, terms | adaptive
 
 

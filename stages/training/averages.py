@@ -13,9 +13,9 @@ from stages.training.schedules import warmup_decay
 
 
 class WeightAverage:
-    """A tokenizer whose weights are an exponential moving average of another's; its codebook is simply the other's.
+    """A tokenizer whose weights are an exponential moving average of another's.
 
-    The codebook is itself a running mean of the encoder's vectors, and what neither is trained is copied as well.
+    What no optimizer trains is simply the other's: codebooks that are running means of the encoder's vectors already.
     """
 
     def __init__(self, source: Tokenizer, decay: float) -> None:

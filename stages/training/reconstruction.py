@@ -17,7 +17,7 @@ from stages.data.images import encode_image, to_model_range, to_uint8
 from stages.data.loader import load_all
 from stages.data.shards import Shard, ShardReader
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_psnr, picture_ssim, round_to_8_bits
-from stages.models.quantizers.ema import codes_used, perplexity
+from stages.models.quantizers.quantizer import codes_used, perplexity
 from stages.models.tokenizer import Tokenizer
 from stages.training.fabric import Fabric, all_reduce_sum
 

@@ -19,7 +19,7 @@ from pipeline.runtime import Rank, Reporter
 from pipeline.storage import Folder
 from stages.data.shards import open_split
 from stages.models.losses.perceptual import build_perceptual
-from stages.models.quantizers.ema import codes_used, perplexity
+from stages.models.quantizers.quantizer import codes_used, perplexity
 from stages.training.checkpoints import Checkpoints, reseed
 from stages.training.fabric import Fabric, all_reduce_sum, chosen_precision, compiles, open_fabric
 from stages.training.handover import hand_over

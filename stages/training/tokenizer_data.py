@@ -13,7 +13,14 @@ from stages.training.tokenizer_config import TokenizerConfig
 
 
 def check_data(config: TokenizerConfig, shards: Artifact) -> None:
-    """Raises ConfigError if the pictures do not divide into tokens, DataError if a split is empty."""
+    """Raises ConfigError if the pictures do not divide into tokens or there is nothing to train, DataError if a split
+    is empty.
+    """
+    if config.model.quantizer.kind == "used_codes":
+        raise ConfigError(
+            "tokenizer.model.quantizer.kind=used_codes is what `python -m stages.used_codes` makes of a trained "
+            f"tokenizer: train one with kind={config.model.quantizer.quantizer.kind}"
+        )
     dataset = shards.read_json("dataset.json")
     size, factor = dataset["image_size"], config.model.factor
     if size % factor:

@@ -4,7 +4,7 @@ What a micro-batch must not change is the adaptive weight: a ratio of norms of g
 be known before the generator's backward pass, so with several micro-batches the generator runs twice while the
 adversarial term is on: first without a graph but for the last layer's, for what the losses want of the pictures; then
 with one, to send it back. Two things do depend on the micro-batch: BatchNorm's statistics, and which values dropout
-drops.
+drops. A quantizer whose loss depends on the global batch as a whole (entropy) has its encoder run twice as well.
 Legend: B batch of this rank, C channels, H height, W width.
 """
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from pipeline.runtime import Rank
+from stages.models.dropout import sample_keys
 from stages.models.losses.perceptual import FrozenDistance
-from stages.models.quantizers.ema import Statistics
+from stages.models.quantizers.quantizer import Place, Statistics, StepKeys
 from stages.models.tokenizer import Tokenizer, TokenizerOutput
 from stages.training.adversarial import (
     PictureGradient,
@@ -56,6 +57,8 @@ class FirstLook(NamedTuple):
     """Of each micro-batch."""
     ratio: Tensor
     """The adaptive weight of the global batch."""
+    soft_counts_GK: Tensor | None
+    """The quantizer's, of the global batch, if it has any."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class StepGradients:
         # Every rank decides alike, whatever its slice: sums over ranks come in the same order on all.
         several = self.micro_batch < self.largest_slice
         look = self._look(parts, adversarial_weight) if several and adversarial_weight > 0 else None
+        soft_counts_GK = look.soft_counts_GK if look else self._soft_counts(parts) if several else None
         shares: Terms = {}
         whole: Terms = {"adaptive_weight": look.ratio} if look else {}
         pictures, vectors, indices = [], [], []
@@ -119,13 +123,14 @@ class StepGradients:
                 self._reseed(number)
             with accumulating(self.fabric, self.networks.generator, self.alone or number < len(parts) - 1):
                 with autocast(self.fabric, self.config.precision):
-                    output: TokenizerOutput = self.networks.generator(part_BCHW)
+                    output: TokenizerOutput = self.networks.generator(part_BCHW, self._keys(part_BCHW, number))
+                    codebook_loss_B = self._codebook_loss(output, soft_counts_GK)
                     if look is None:
-                        objective, terms = self._objective(part_BCHW, output, adversarial_weight)
+                        objective, terms = self._objective(part_BCHW, output, codebook_loss_B, adversarial_weight)
                     else:
                         objective, terms = send_back(
                             output.x_hat_BCHW,
-                            output.commitment_B,
+                            codebook_loss_B,
                             look.gradients[number],
                             adversarial_weight=adversarial_weight * look.ratio,
                             batch_size=self.config.batch_size,
@@ -140,12 +145,14 @@ class StepGradients:
         statistics = self._statistics(torch.cat(vectors), torch.cat(indices))
         return torch.cat(pictures), StepNumbers(shares, whole, statistics)
 
-    def _objective(self, x_BCHW: Tensor, output: TokenizerOutput, adversarial_weight: float) -> tuple[Tensor, Terms]:
+    def _objective(
+        self, x_BCHW: Tensor, output: TokenizerOutput, codebook_loss_B: Tensor, adversarial_weight: float
+    ) -> tuple[Tensor, Terms]:
         """What to call backward on where one pass is enough."""
         return generator_objective(
             x_BCHW,
             output.x_hat_BCHW,
-            output.commitment_B,
+            codebook_loss_B,
             losses=self.config.losses,
             perceptual=self.perceptual,
             discriminator=self.state.discriminator,
@@ -160,10 +167,12 @@ class StepGradients:
         tokenizer, config = self.state.tokenizer, self.config.losses.discriminator
         gradients: list[PictureGradient] = []
         pushed = torch.zeros(2, *tokenizer.last_layer_weight.shape, device=self.fabric.device)
+        soft_counts: list[Tensor | None] = []
         for number, part_BCHW in enumerate(parts):
             self._reseed(number)
             with autocast(self.fabric, self.config.precision):
-                x_hat_BCHW = reconstruct_with_last_layer(tokenizer, part_BCHW)
+                x_hat_BCHW, counted = reconstruct_with_last_layer(tokenizer, part_BCHW, self._keys(part_BCHW, number))
+                soft_counts.append(counted)
                 gradients.append(
                     picture_gradient(
                         part_BCHW,
@@ -176,7 +185,38 @@ class StepGradients:
                 )
                 pushed += through_last_layer(x_hat_BCHW, gradients[-1], tokenizer.last_layer_weight)
         pushed = self._sum_over_ranks(pushed)
-        return FirstLook(gradients, adaptive_weight(pushed, delta=config.adaptive_delta, cap=config.adaptive_cap))
+        ratio = adaptive_weight(pushed, delta=config.adaptive_delta, cap=config.adaptive_cap)
+        return FirstLook(gradients, ratio, self._total(soft_counts))
+
+    def _soft_counts(self, parts: Sequence[Tensor]) -> Tensor | None:
+        """The soft counts of the global batch, by a pass of the encoder without a graph, of quantizers with such."""
+        tokenizer = self.state.tokenizer
+        if not tokenizer.quantize.looks_at_batches:
+            return None
+        counted: list[Tensor | None] = []
+        for number, part_BCHW in enumerate(parts):
+            self._reseed(number)
+            with torch.no_grad(), autocast(self.fabric, self.config.precision):
+                z_BCHW = tokenizer.quant_conv(tokenizer.encoder(part_BCHW))
+                counted.append(tokenizer.quantize(z_BCHW, self._keys(part_BCHW, number)).soft_counts_BGK)
+        return self._total(counted)
+
+    def _codebook_loss(self, output: TokenizerOutput, soft_counts_GK: Tensor | None) -> Tensor:
+        """What the quantizer adds to each picture's loss; soft counts of the global batch, unless all is seen at once.
+
+        Collective in that case, for quantizers that have such.
+        """
+        if output.soft_counts_BGK is None:
+            return output.codebook_loss_B
+        if soft_counts_GK is None:
+            soft_counts_GK = self._total([output.soft_counts_BGK.detach()])
+        assert soft_counts_GK is not None
+        return output.codebook_loss_B + self.state.tokenizer.quantize.batch_loss(output.soft_counts_BGK, soft_counts_GK)
+
+    def _total(self, soft_counts: Sequence[Tensor | None]) -> Tensor | None:
+        """The sum over pictures, micro-batches and ranks."""
+        counted = [counts_BGK.sum(dim=0) for counts_BGK in soft_counts if counts_BGK is not None]
+        return self._sum_over_ranks(torch.stack(counted).sum(dim=0)) if counted else None
 
     def _of_discriminator(self, x_BCHW: Tensor, x_hat_BCHW: Tensor) -> Terms:
         """Backward through the discriminator; its loss terms."""
@@ -199,15 +239,27 @@ class StepGradients:
 
     def _statistics(self, z_BCHW: Tensor, indices_BHW: Tensor) -> Statistics:
         """The codebook's statistics of the global batch."""
-        config, quantizer = self.config, self.state.tokenizer.quantize
         places = indices_BHW[0].numel()
-        statistics = quantizer.statistics(
-            z_BCHW,
-            indices_BHW,
-            draw_K=quantizer.draw_positions(config.batch_size * places, seed=config.seed, step=self.state.step),
-            first=config.batch_size * self.rank.rank // self.rank.world * places,
+        place = Place(
+            first=self._first * places,
+            num_vectors=self.config.batch_size * places,
+            seed=self.config.seed,
+            step=self.state.step,
         )
+        statistics = self.state.tokenizer.quantize.statistics(z_BCHW, indices_BHW, place)
         return statistics.like(self._sum_over_ranks(statistics.flat()))
+
+    @property
+    def _first(self) -> int:
+        """Place of this rank's first picture in the global batch."""
+        return self.config.batch_size * self.rank.rank // self.rank.world
+
+    def _keys(self, part_BCHW: Tensor, number: int) -> StepKeys:
+        """The keys of the pictures of micro-batch `number`."""
+        seed, step = self.config.seed, self.state.step
+        first = step * self.config.batch_size + self._first + number * self.micro_batch
+        positions_B = torch.arange(first, first + len(part_BCHW), device=part_BCHW.device)
+        return StepKeys(step, sample_keys(seed, positions_B))
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return tensor if self.alone else all_reduce_sum(self.fabric, tensor)
@@ -217,13 +269,18 @@ class StepGradients:
         reseed(self.config.seed, self.state.step, self.rank.rank + self.rank.world * (number + 1))
 
 
-def reconstruct_with_last_layer(tokenizer: Tokenizer, x_BCHW: Tensor) -> Tensor:
-    """A training step's reconstruction whose graph holds the decoder's last layer and nothing before it."""
+def reconstruct_with_last_layer(
+    tokenizer: Tokenizer, x_BCHW: Tensor, at: StepKeys | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """A training step's reconstruction whose graph holds the decoder's last layer and nothing before it.
+
+    And the quantizer's soft counts, if it has any.
+    """
     with torch.no_grad():
-        quantized = tokenizer.quantize(tokenizer.quant_conv(tokenizer.encoder(x_BCHW)))
+        quantized = tokenizer.quantize(tokenizer.quant_conv(tokenizer.encoder(x_BCHW)), at)
         features_BCHW = tokenizer.decoder.trunk(tokenizer.post_quant_conv(quantized.z_q_BCHW))
     x_hat_BCHW: Tensor = tokenizer.decoder.head(features_BCHW)
-    return x_hat_BCHW
+    return x_hat_BCHW, quantized.soft_counts_BGK
 
 
 def _add(sums: Terms, terms: Terms) -> None:

@@ -139,21 +139,38 @@ class Speedometer:
 
 def train_ours(config: TokenizerConfig, shards: Artifact, place: Path, budget: float) -> tuple[Tokenizer, float, int]:
     """Train the demo's tokenizer for about `budget` seconds; return it, the seconds it took, the pictures it saw."""
-    runtime, speed = LocalRuntime(), Speedometer()
+    steps = steps_that_fill(budget, config, shards, place / "calibration")
+    result, seconds = run_ours(scaled(config, steps), shards, place / "training", Speedometer())
+    return Tokenizer.load(result), seconds, steps * config.batch_size
 
-    def run(steps: int, folder: Path) -> tuple[Path, float]:
-        job = TokenizerJob(scaled(config, steps), shards, Folder.at(folder), runtime.cluster)
-        start = time.perf_counter()
-        trained = runtime.run_gang(partial(train_tokenizer_loop, job), speed, 1)
-        return folder / trained["result"], time.perf_counter() - start
 
-    run(CALIBRATION_STEPS, place / "calibration")
+def run_ours(
+    config: TokenizerConfig, shards: Artifact, folder: Path, speed: Speedometer, threads: int | None = None
+) -> tuple[Path, float]:
+    """Train from nothing; return the result's folder and the seconds it took."""
+    runtime = LocalRuntime(cluster=ClusterConfig(threads=threads))
+    job = TokenizerJob(config, shards, Folder.at(folder), runtime.cluster)
+    start = time.perf_counter()
+    trained = runtime.run_gang(partial(train_tokenizer_loop, job), speed, 1)
+    return folder / trained["result"], time.perf_counter() - start
+
+
+def steps_that_fill(
+    budget: float,
+    config: TokenizerConfig,
+    shards: Artifact,
+    folder: Path,
+    calibration_steps: int = CALIBRATION_STEPS,
+    threads: int | None = None,
+) -> int:
+    """The number of steps that take about `budget` seconds, by the speed of a short run."""
+    speed = Speedometer()
+    run_ours(scaled(config, calibration_steps), shards, folder, speed, threads)
     stretches = speed.rates[1:]  # the first one has the start in it
     seconds_of_step = config.batch_size * sum(1 / rate for rate in stretches) / len(stretches)
-    steps = max(round(MARGIN * budget / seconds_of_step), CALIBRATION_STEPS // 2)
-    print(f"ours    {seconds_of_step:.4f} s a step in a run of {CALIBRATION_STEPS}: {steps} steps", flush=True)
-    result, seconds = run(steps, place / "training")
-    return Tokenizer.load(result), seconds, steps * config.batch_size
+    steps = max(round(MARGIN * budget / seconds_of_step), calibration_steps // 2)
+    print(f"ours    {seconds_of_step:.4f} s a step in a run of {calibration_steps}: {steps} steps", flush=True)
+    return steps
 
 
 def scaled(config: TokenizerConfig, steps: int) -> TokenizerConfig:
@@ -167,8 +184,9 @@ def scaled(config: TokenizerConfig, steps: int) -> TokenizerConfig:
         (discriminator, "warmup_steps"),
         (discriminator, "ramp_steps"),
         (tree, "validate_every"),
+        (tree["model"]["quantizer"], "temperature_steps"),
     ):
-        if section[key]:
+        if section.get(key):
             section[key] = max(1, round(share * section[key]))
     return TokenizerConfig.model_validate({**tree, "steps": steps})
 

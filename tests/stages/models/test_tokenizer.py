@@ -82,7 +82,7 @@ def test_every_weight_gets_a_gradient(config: TokenizerModelConfig) -> None:
         for parameter in tokenizer.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     output = tokenizer(pictures())
-    ((output.x_hat_BCHW - pictures()).square().sum() + output.commitment_B.sum()).backward()
+    ((output.x_hat_BCHW - pictures()).square().sum() + output.codebook_loss_B.sum()).backward()
     still = [name for name, p in tokenizer.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
     assert [name for name in still if not name.endswith(".k.bias")] == []  # a softmax does not see the key's bias
     assert tokenizer.last_layer_weight.grad is not None

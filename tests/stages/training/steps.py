@@ -19,6 +19,7 @@ from stages.training.tokenizer_step import TokenizerStep
 
 BATCH = 7
 SIZE = 16
+EMA = EMAQuantizerConfig(num_codes=24, dim=4)
 
 
 class Blur(FrozenDistance):
@@ -29,12 +30,19 @@ class Blur(FrozenDistance):
         return difference.pow(4).mean(dim=(1, 2, 3))
 
 
-def config_of(*, weight: float = 0.8, l2_weight: float = 1.3, delta: float = 1e-6, **adversary: Any) -> TokenizerConfig:
+def config_of(
+    *,
+    weight: float = 0.8,
+    l2_weight: float = 1.3,
+    delta: float = 1e-6,
+    quantizer: Any = EMA,
+    **adversary: Any,
+) -> TokenizerConfig:
     """A tiny tokenizer whose generator feels the discriminator from the first step on."""
     return TokenizerConfig(
         model=TokenizerModelConfig(
             backbone=LightBackboneConfig(channels=(8, 16), residual_blocks=(1, 1), norm_groups=4),
-            quantizer=EMAQuantizerConfig(num_codes=24, dim=4),
+            quantizer=quantizer,
         ),
         losses=LossConfig(
             l2_weight=l2_weight,
@@ -89,21 +97,28 @@ def run_steps(
 ) -> dict[str, Any]:
     """Return the last step's gradients and the state after some steps, as a flat dict of arrays."""
     with open_fabric(rank, precision="64-true") as fabric:
-        step = build(fabric, rank, config, micro_batch, **options)
-        state = step.gradients.state
-        for number in range(steps):
-            numbers = step.take(slice_of(rank, batch_of(number)))
-            state.step += 1
-        networks = {"tokenizer": state.tokenizer, "discriminator": state.discriminator}
-        found = {"anchors": state.logits.anchors, **numbers.whole}
-        for prefix, network in networks.items():
-            for name, parameter in network.named_parameters():
-                if parameter.grad is not None:
-                    found[f"gradient/{prefix}/{name}"] = parameter.grad
-            found |= {f"after/{prefix}/{name}": value for name, value in network.state_dict().items()}
-        if state.average:
-            found |= {f"average/{name}": value for name, value in state.average.tokenizer.state_dict().items()}
-        assert state.skipped.total == 0
+        return take_steps(fabric, rank, config, micro_batch, steps, **options)
+
+
+def take_steps(
+    fabric: Fabric, rank: Rank, config: TokenizerConfig, micro_batch: int = BATCH, steps: int = 3, **options: bool
+) -> dict[str, Any]:
+    """`run_steps` inside an open Fabric."""
+    step = build(fabric, rank, config, micro_batch, **options)
+    state = step.gradients.state
+    for number in range(steps):
+        numbers = step.take(slice_of(rank, batch_of(number)))
+        state.step += 1
+    networks = {"tokenizer": state.tokenizer, "discriminator": state.discriminator}
+    found = {"anchors": state.logits.anchors, "counts": numbers.statistics.counts_K, **numbers.whole}
+    for prefix, network in networks.items():
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                found[f"gradient/{prefix}/{name}"] = parameter.grad
+        found |= {f"after/{prefix}/{name}": value for name, value in network.state_dict().items()}
+    if state.average:
+        found |= {f"average/{name}": value for name, value in state.average.tokenizer.state_dict().items()}
+    assert state.skipped.total == 0
     return {name: value.detach().numpy().copy() for name, value in found.items() if value is not None}
 
 

@@ -63,11 +63,11 @@ def make() -> tuple[Generator, PatchDiscriminator, Tensor]:
 def ours(
     generator: Generator, discriminator: nn.Module, x_BCHW: Tensor, weight: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    x_hat_BCHW, commitment_B = generator(x_BCHW)
+    x_hat_BCHW, codebook_loss_B = generator(x_BCHW)
     objective, terms = generator_objective(
         x_BCHW,
         x_hat_BCHW,
-        commitment_B,
+        codebook_loss_B,
         losses=LOSSES,
         perceptual=Blur(),
         discriminator=discriminator,
@@ -84,7 +84,7 @@ def plain(
     generator: Generator, discriminator: nn.Module, x_BCHW: Tensor, weight: float
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """taming-transformers' VQLPIPSWithDiscriminator, optimizer_idx 0, with delta 1e-6."""
-    x_hat_BCHW, commitment_B = generator(x_BCHW)
+    x_hat_BCHW, codebook_loss_B = generator(x_BCHW)
     nll = 0.7 * (x_hat_BCHW - x_BCHW).abs().mean() + 1.3 * (x_hat_BCHW - x_BCHW).square().mean()
     nll = nll + 0.4 * Blur()(x_BCHW, x_hat_BCHW).mean()
     g_loss = -discriminator(x_hat_BCHW).mean()
@@ -92,8 +92,8 @@ def plain(
     (nll_grad,) = torch.autograd.grad(nll, last, retain_graph=True)
     (g_grad,) = torch.autograd.grad(g_loss, last, retain_graph=True)
     ratio = (nll_grad.norm() / (g_grad.norm() + 1e-6)).clamp(0.0, 1e4).detach()
-    (nll + weight * ratio * g_loss + commitment_B.mean()).backward()
-    terms = {"adaptive_weight": ratio, "adversarial": g_loss.detach(), "codebook": commitment_B.mean().detach()}
+    (nll + weight * ratio * g_loss + codebook_loss_B.mean()).backward()
+    terms = {"adaptive_weight": ratio, "adversarial": g_loss.detach(), "codebook": codebook_loss_B.mean().detach()}
     return {name: parameter.grad for name, parameter in generator.named_parameters()}, terms
 
 
@@ -116,9 +116,9 @@ def test_without_adversarial_weight_the_discriminator_is_not_called() -> None:
 
     gradients, terms = ours(generator, calls.append, x_BCHW, 0.0)  # type: ignore[arg-type]
     generator.zero_grad()
-    x_hat_BCHW, commitment_B = generator(x_BCHW)
+    x_hat_BCHW, codebook_loss_B = generator(x_BCHW)
     loss = 0.7 * (x_hat_BCHW - x_BCHW).abs().mean() + 1.3 * (x_hat_BCHW - x_BCHW).square().mean()
-    loss = loss + 0.4 * Blur()(x_BCHW, x_hat_BCHW).mean() + commitment_B.mean()
+    loss = loss + 0.4 * Blur()(x_BCHW, x_hat_BCHW).mean() + codebook_loss_B.mean()
     expected = torch.autograd.grad(loss, list(generator.parameters()))
 
     assert not calls

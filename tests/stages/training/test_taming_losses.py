@@ -79,12 +79,12 @@ def test_a_step_has_the_gradients_of_their_loss_module(taming: Any, kind: str) -
 
 
 def _their_gradients(theirs: Any, tokenizer: Any, x_BCHW: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    x_hat_BCHW, commitment_B, _, _ = tokenizer(x_BCHW)
+    x_hat_BCHW, codebook_loss_B, *_ = tokenizer(x_BCHW)
     weight = tokenizer.last_layer_weight
-    loss, log = theirs(commitment_B, x_BCHW, x_hat_BCHW, 0, 1, last_layer=weight)
+    loss, log = theirs(codebook_loss_B, x_BCHW, x_hat_BCHW, 0, 1, last_layer=weight)
     parameters = {name: p for name, p in tokenizer.named_parameters() if p.requires_grad}
     found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-    judge_loss, judge_log = theirs(commitment_B, x_BCHW, x_hat_BCHW, 1, 1, last_layer=weight)
+    judge_loss, judge_log = theirs(codebook_loss_B, x_BCHW, x_hat_BCHW, 1, 1, last_layer=weight)
     judged = dict(theirs.discriminator.named_parameters())
     gradients = torch.autograd.grad(judge_loss, list(judged.values()))
     found |= {f"judge.{name}": gradient for name, gradient in zip(judged, gradients, strict=True)}

@@ -27,7 +27,7 @@ def plain_step(
 ) -> dict[str, Tensor]:
     """Gradients by the book: every loss through the whole graph, the last layer's gradients by autograd.grad."""
     losses, adversary = config.losses, config.losses.discriminator
-    x_hat_BCHW, commitment_B, _, _ = tokenizer(x_BCHW)
+    x_hat_BCHW, codebook_loss_B, *_ = tokenizer(x_BCHW)
     nll = (x_BCHW - x_hat_BCHW).abs().mean() * losses.l1_weight
     nll = nll + losses.l2_weight * ((x_BCHW - x_hat_BCHW) ** 2).mean()
     nll = nll + losses.perceptual_weight * Blur()(x_BCHW, x_hat_BCHW).mean()
@@ -37,7 +37,7 @@ def plain_step(
     (nll_grad,) = torch.autograd.grad(nll, last, retain_graph=True)
     (g_grad,) = torch.autograd.grad(g_loss, last, retain_graph=True)
     ratio = torch.clamp(nll_grad.norm() / (g_grad.norm() + adversary.adaptive_delta), 0.0, 1e4).detach()
-    loss = nll + adversary.weight * ratio * g_loss + commitment_B.mean()
+    loss = nll + adversary.weight * ratio * g_loss + codebook_loss_B.mean()
     parameters = {n: p for n, p in tokenizer.named_parameters() if p.requires_grad}
     found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.models.losses.configs import DiscriminatorConfig
 from stages.models.losses.discriminator import PatchDiscriminator
+from stages.models.quantizers.configs import GradientQuantizerConfig
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import EMAQuantizerConfig, ReferenceBackboneConfig, TokenizerModelConfig
 from tests import peers
@@ -28,6 +29,7 @@ DEEP = TokenizerModelConfig(
     ),
     quantizer=EMAQuantizerConfig(num_codes=8, dim=24, commitment=1.0),
 )
+LEARNT = DEEP.model_copy(update={"quantizer": GradientQuantizerConfig(num_codes=8, dim=24)})
 
 
 @pytest.fixture(autouse=True)
@@ -67,16 +69,20 @@ def test_encoder_codes_and_decoder_are_taming_transformers(
     assert torch.equal(output.indices_BHW, indices_BHW)
     assert len(indices_BHW.unique()) > 4
     torch.testing.assert_close(output.x_hat_BCHW, theirs.decode(quantized_BCHW).detach(), **EXACT)
-    torch.testing.assert_close(output.commitment_B.mean() * 1.25, loss, **EXACT)
+    torch.testing.assert_close(output.codebook_loss_B.mean() * 1.25, loss, **EXACT)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_generators_gradient_is_taming_transformers(layout: torch.memory_format) -> None:
-    ours, theirs, x_BCHW = both(DEEP, 3)
+@pytest.mark.parametrize("config", [DEEP, LEARNT])
+def test_the_generators_gradient_is_taming_transformers(
+    config: TokenizerModelConfig, layout: torch.memory_format
+) -> None:
+    """The codes' too, where they are parameters."""
+    ours, theirs, x_BCHW = both(config, 3)
     ours.to(memory_format=layout)
     wanted_BCHW = torch.randn_like(x_BCHW)
     output = ours(x_BCHW.to(memory_format=layout))
-    ((output.x_hat_BCHW * wanted_BCHW).sum() + output.commitment_B.mean()).backward()
+    ((output.x_hat_BCHW * wanted_BCHW).sum() + output.codebook_loss_B.mean()).backward()
     x_hat_BCHW, loss = theirs(x_BCHW)
     ((x_hat_BCHW * wanted_BCHW).sum() + loss).backward()
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.runtime import Rank
-from stages.models.quantizers.ema import EMAQuantizer, codes_used, perplexity, vectors
-from stages.models.tokenizer_config import EMAQuantizerConfig
+from stages.models.quantizers.codebook import vectors
+from stages.models.quantizers.configs import EMAQuantizerConfig
+from stages.models.quantizers.ema import EMAQuantizer, draw_positions
+from stages.models.quantizers.quantizer import Place, codes_used, perplexity
 from stages.training.fabric import all_reduce_sum, open_fabric
 from tests.stages.training.gangs import run_gang
 
@@ -26,8 +28,8 @@ def make_vectors(batch: int = 6) -> Tensor:
 
 def step(quantizer: EMAQuantizer, z_BCHW: Tensor, number: int = 0) -> int:
     output = quantizer(z_BCHW)
-    draw_K = quantizer.draw_positions(z_BCHW[:, 0].numel(), seed=3, step=number)
-    return quantizer.update(quantizer.statistics(z_BCHW, output.indices_BHW, draw_K=draw_K))
+    place = Place(first=0, num_vectors=z_BCHW[:, 0].numel(), seed=3, step=number)
+    return quantizer.update(quantizer.statistics(z_BCHW, output.indices_BHW, place))
 
 
 def test_it_chooses_the_nearest_code() -> None:
@@ -42,7 +44,7 @@ def test_forward_changes_nothing_and_passes_gradients_straight_through() -> None
     output = quantizer(z_BCHW)
 
     (straight,) = torch.autograd.grad((output.z_q_BCHW * 3).sum(), z_BCHW, retain_graph=True)
-    (pull,) = torch.autograd.grad(output.commitment_B.sum(), z_BCHW)
+    (pull,) = torch.autograd.grad(output.codebook_loss_B.sum(), z_BCHW)
 
     assert torch.equal(straight, torch.full_like(z_BCHW, 3))
     torch.testing.assert_close(pull, 0.25 * 2 * (z_BCHW - output.z_q_BCHW).detach() / z_BCHW[0].numel())
@@ -100,13 +102,15 @@ def test_a_code_that_nobody_chooses_is_restarted_and_a_busy_one_is_not() -> None
 
 
 def test_restart_positions_depend_on_seed_and_step_alone() -> None:
-    quantizer = make_quantizer()
-    drawn = quantizer.draw_positions(54, seed=1, step=2)
-    assert torch.equal(drawn, quantizer.draw_positions(54, seed=1, step=2))
-    assert not torch.equal(drawn, quantizer.draw_positions(54, seed=1, step=3))
-    assert not torch.equal(drawn, quantizer.draw_positions(54, seed=2, step=2))
+    def draw(num_vectors: int, seed: int, step: int) -> Tensor:
+        return draw_positions(16, Place(first=0, num_vectors=num_vectors, seed=seed, step=step))
+
+    drawn = draw(54, seed=1, step=2)
+    assert torch.equal(drawn, draw(54, seed=1, step=2))
+    assert not torch.equal(drawn, draw(54, seed=1, step=3))
+    assert not torch.equal(drawn, draw(54, seed=2, step=2))
     assert len(set(drawn.tolist())) == 16
-    assert quantizer.draw_positions(5, seed=1, step=2).shape == (16,)
+    assert draw(5, seed=1, step=2).shape == (16,)
 
 
 def test_two_ranks_learn_the_codebook_of_one_rank_restarts_included() -> None:
@@ -128,8 +132,8 @@ def _learn(rank: Rank) -> dict[str, Any]:
             z_BCHW = make_vectors(7) * (1 + number / 5)
             first, end = 7 * rank.rank // rank.world, 7 * (rank.rank + 1) // rank.world
             mine = z_BCHW[first:end]
-            draw_K = quantizer.draw_positions(7 * 9, seed=3, step=number)
-            own = quantizer.statistics(mine, quantizer.nearest(mine), draw_K=draw_K, first=first * 9)
+            place = Place(first=first * 9, num_vectors=7 * 9, seed=3, step=number)
+            own = quantizer.statistics(mine, quantizer.nearest(mine), place)
             restarted.append(quantizer.update(own.like(all_reduce_sum(fabric, own.flat()))))
     return {"restarted": restarted, "codes": quantizer.embedding.weight.tolist()}
 
