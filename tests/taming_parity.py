@@ -68,7 +68,7 @@ class Sizes:
             "attention_resolutions": (self.attention,),
             "z_channels": 256,
         }
-        quantizer = {"kind": "ema", "num_codes": self.codes, "dim": 256}
+        quantizer = {"kind": "gradient", "num_codes": self.codes, "dim": 256}
         return TokenizerModelConfig.model_validate({"backbone": backbone, "quantizer": quantizer})
 
 

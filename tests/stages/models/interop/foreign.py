@@ -20,7 +20,7 @@ MODEL = TokenizerModelConfig.model_validate(
         "backbone": ReferenceBackboneConfig(
             base_channels=32, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(8,), z_channels=16
         ),
-        "quantizer": {"kind": "ema", "num_codes": 40, "dim": 8},
+        "quantizer": {"kind": "gradient", "num_codes": 40, "dim": 8},
     }
 )
 JUDGE = {"disc_start": 0, "disc_ndf": 8, "disc_num_layers": 2}
@@ -52,6 +52,19 @@ def vqgan_params() -> dict[str, Any]:
     assert isinstance(MODEL.backbone, ReferenceBackboneConfig)
     sizes = dd_config(MODEL.backbone, image_size=SIZE, channels=3)
     return {"ddconfig": sizes, "lossconfig": DUMMY, "n_embed": 40, "embed_dim": 8, "sane_index_shape": True}
+
+
+def their_gumbel_vqgan() -> tuple[Any, dict[str, Any]]:
+    """Their GumbelVQ without a trained loss, and the parameters that build it."""
+    temperature = {"warm_up_steps": 0, "max_decay_steps": 1000, "lr_start": 0.9, "lr_max": 0.9, "lr_min": 1e-6}
+    schedule = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": temperature}
+    params = {**vqgan_params(), "embed_dim": 16, "kl_weight": 2e-8, "temperature_scheduler_config": schedule}
+    del params["sane_index_shape"]
+    torch.manual_seed(0)
+    model = peers.quietly(peers.taming("models.vqgan").GumbelVQ, **params).eval()
+    shake(model)
+    model.quantize.proj.weight.data.mul_(10)
+    return model, params
 
 
 def net2net_params(condition: Any, *, vocab_size: int = 40, block_size: int = 64, **more: Any) -> dict[str, Any]:
