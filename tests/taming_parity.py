@@ -177,6 +177,7 @@ def compare_losses(sizes: Sizes, theirs: Any, folder: Path, distance: LPIPSDista
     yield "loss: L1 and LPIPS", wanted.terms["reconstruction"] + wanted.terms["perceptual"], log["train/nll_loss"]
     yield "loss: LPIPS", wanted.terms["perceptual"], log["train/p_loss"]
     assert wanted.adversarial_BCHW is not None
+    yield "loss: codebook", output.codebook_loss_B.mean(), quantizer_loss
     yield "loss: adversarial", wanted.terms["adversarial"], log["train/g_loss"]
     yield "adaptive weight", adaptive_weight(pushed, delta=1e-4, cap=1e4), log["train/d_weight"]
     yield "loss: discriminator", terms["discriminator"], judge_log["train/disc_loss"]
