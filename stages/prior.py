@@ -30,12 +30,13 @@ def train_prior(
     """
     from stages.training.handover import collect, training_folder
     from stages.training.prior import PriorJob, train_prior_loop
-    from stages.training.start import load_prior_start
+    from stages.training.start import load_prior_start, refuse_own_result
 
     corpus = TokenCorpus.model_validate(tokens.read_json("tokens.json"))
     if not corpus.num_train:
         raise DataError("there are no training tokens: give the shard stage pictures, then run --stages encode")
-    if checkpoint is not None:
+    if checkpoint is not None and config.from_checkpoint is not None:
+        refuse_own_result("prior", config.from_checkpoint, output.workdir)
         _, remarks = load_prior_start(config, corpus)
         for remark in remarks:
             output.warn(remark)

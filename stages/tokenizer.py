@@ -33,14 +33,15 @@ def train_tokenizer(
     split is empty, StageError if training diverges.
     """
     from stages.training.handover import collect, training_folder
-    from stages.training.start import load_tokenizer_start
+    from stages.training.start import load_tokenizer_start, refuse_own_result
     from stages.training.tokenizer import TokenizerJob, train_tokenizer_loop
     from stages.training.tokenizer_data import check_data
 
     check_data(config, shards)
     for doubt in doubts(config):
         output.warn(doubt)
-    if checkpoint is not None:
+    if checkpoint is not None and config.from_checkpoint is not None:
+        refuse_own_result("tokenizer", config.from_checkpoint, output.workdir)
         start, remarks = load_tokenizer_start(config, shards.read_json("dataset.json"))
         for remark in remarks:
             output.warn(remark)

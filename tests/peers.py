@@ -184,6 +184,15 @@ def spread_codes(ours: Tokenizer, x_BCHW: Tensor) -> None:
         ours.quantize.embedding.weight.copy_(vectors_ND[chosen_K] + 0.1 * vectors_ND.std(dim=0) * aside_KD)
 
 
+def spread_their_codes(theirs: Any, config: TokenizerModelConfig, x_BCHW: Tensor) -> None:
+    """`spread_codes` of a VQModel of taming's."""
+    ours = Tokenizer(config, image_size=x_BCHW.shape[-1], channels=x_BCHW.shape[1])
+    own = ours.state_dict()
+    ours.load_state_dict({**own, **{name: value for name, value in theirs.state_dict().items() if name in own}})
+    spread_codes(ours, x_BCHW)
+    theirs.quantize.embedding.weight.data.copy_(ours.quantize.embedding.weight)
+
+
 def quietly(make: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     """Call without what taming prints while it is built."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

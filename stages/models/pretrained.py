@@ -30,8 +30,14 @@ def home_of(place: str | Path, part: Part) -> Folder | None:
     keeps them below it. None where there is none."""
     top = Folder.at(place)
     places = (top, top / "latest", top / part, top / part / "latest")
-    is_home = (home for home in places if home.exists(CONFIG) and home.exists(WEIGHTS))
-    return next((home for home in is_home if (part == "prior") == ("tokenizer" in home.read_json(CONFIG))), None)
+    return next((home for home in places if _is_home(home, part)), None)
+
+
+def _is_home(home: Folder, part: Part) -> bool:
+    if not (home.exists(CONFIG) and home.exists(WEIGHTS)):
+        return False
+    # Only a prior's description names the tokenizer whose tokens it is for.
+    return (b'"tokenizer"' in home.read(CONFIG)) == (part == "prior")
 
 
 def is_foreign(place: str) -> bool:

@@ -17,6 +17,7 @@ from stages.models.interop.net2net import FIRST_STAGE, read_net2net
 from stages.models.interop.vqgan import VQGAN, read_vqgan
 from stages.models.pretrained import CONFIG, JUDGE, TRAINING, WEIGHTS, Part, home_of, is_foreign
 from stages.models.priors.configs import PriorDescription
+from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import TokenizerModelConfig
 
 
@@ -46,13 +47,10 @@ def load_pretrained_tokenizer(place: str) -> PretrainedTokenizer:
         vqgan = _first_stage(read_checkpoint(Path(place)))
         return PretrainedTokenizer(vqgan.model, vqgan.image_size, vqgan.channels, vqgan.weights, vqgan.judge_weights)
     home = _home(place, "tokenizer")
-    fields = home.read_json(CONFIG)
-    try:
-        model = TokenizerModelConfig.model_validate(fields["model"])
-    except ValidationError as error:
-        raise DataError(f"{home}/{CONFIG} describes no tokenizer of this version: {error}") from None
-    weights = dict(load_file(home.local(WEIGHTS)))
-    return PretrainedTokenizer(model, fields["image_size"], fields["channels"], weights, discriminator_weights(home))
+    found = Tokenizer.load(home.url)
+    return PretrainedTokenizer(
+        found.config, found.image_size, found.channels, found.state_dict(), discriminator_weights(home)
+    )
 
 
 def load_pretrained_prior(place: str) -> PretrainedPrior:

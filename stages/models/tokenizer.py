@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -156,12 +157,15 @@ class Tokenizer(nn.Module):
             raise DataError(f"no {missing} in {folder}: run --stages tokenizer, or name a finished tokenizer's folder")
         home = found.local(CONFIG).parent
         found.local(WEIGHTS)  # behind a URL, both are fetched
-        fields = json.loads((home / CONFIG).read_text())
-        config = TokenizerModelConfig.model_validate(fields["model"])
-        tokenizer = cls(config, image_size=fields["image_size"], channels=fields["channels"])
+        try:
+            fields = json.loads((home / CONFIG).read_text())
+            config = TokenizerModelConfig.model_validate(fields["model"])
+            tokenizer = cls(config, image_size=fields["image_size"], channels=fields["channels"])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{home / CONFIG} describes no tokenizer of this version: {error}") from error
         try:
             tokenizer.load_state_dict(load_file(home / WEIGHTS))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise DataError(f"{home / WEIGHTS} does not fit {home / CONFIG}: {error}") from error
         tokenizer.eval().requires_grad_(False)
         if torch.device(device).type == "cpu":

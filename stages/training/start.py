@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pipeline.config import StrictModel, flatten
 from pipeline.errors import ConfigError, DataError
+from pipeline.storage import Folder
 from stages.models.losses.discriminator import described_by
+from stages.models.pretrained import Part, home_of, is_foreign
 from stages.models.pretrained_weights import PretrainedTokenizer, load_pretrained_prior, load_pretrained_tokenizer
 from stages.models.priors.configs import PriorDescription
 from stages.models.tokenizer import Tokenizer
@@ -25,6 +27,20 @@ FREE = (
     *("temperature_schedule", "entropy_weight", "diversity", "entropy_temperature", "entropy_groups"),
 )
 """Keys of a model that only say how it is trained: weights fit whatever they are."""
+
+
+def refuse_own_result(part: Part, place: str, workdir: Folder) -> None:
+    """Raise ConfigError where `place` leads to whatever this workdir's stage makes last: each run would start from the
+    one before."""
+    home = None if is_foreign(place) else home_of(place, part)
+    if home is None or not (home.is_local and workdir.is_local):
+        return
+    found = home.path.resolve()
+    if found != home.path and found.is_relative_to(workdir.path.resolve()):
+        raise ConfigError(
+            f"{part}.from_checkpoint {place} leads to this workdir's latest {part}, which the run is about to replace: "
+            f"set it to {found}"
+        )
 
 
 def load_tokenizer_start(

@@ -19,7 +19,6 @@ import argparse
 import functools
 import json
 import math
-import re
 import statistics
 import sys
 import types
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stages.models.cpu import prepare_cpu
 from stages.models.dropout import sample_keys
+from stages.models.interop.net2net import transformer_weights
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import Vocabulary
@@ -47,12 +47,6 @@ LAYERS, WIDTH, HEADS, GRID, CODES, BATCH = 8, 512, 8, (16, 16), 1024, 16
 TOKENS = math.prod(GRID)
 LEARNING_RATE, DECAY = 1e-4, 0.01
 SHORT_BATCH = 1
-
-RENAMED = {
-    "^token_embedding": "tok_emb", "^position_embedding_PW": "pos_emb", "attention_norm": "ln1", "mlp_norm": "ln2",
-    "attention.out": "attn.proj", "^norm": "ln_f",
-}  # fmt: skip
-"""Our names of weights, as patterns, and theirs."""
 
 Step = Callable[[np.ndarray, np.ndarray], float]
 
@@ -171,25 +165,10 @@ def peer_model(dropout: float) -> Any:
 
     rates = {"embd_pdrop": dropout, "resid_pdrop": dropout, "attn_pdrop": dropout}
     model = PeerGPT(CODES + 1, TOKENS, n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, **rates)
-    weights = model.state_dict() | peer_weights(our_model(dropout).state_dict())
+    weights = model.state_dict() | transformer_weights(our_model(dropout).state_dict(), CODES)
     assert len(weights) == len(model.state_dict())
     model.load_state_dict(weights)
     return model
-
-
-def peer_weights(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the peer's names; queries, keys and values apart, a zero row of the head for the condition."""
-    theirs: dict[str, Tensor] = {}
-    for name, value in ours.items():
-        before, split, after = name.partition("attention.qkv")
-        if split:
-            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                theirs[f"{before}attn.{part}{after}"] = piece
-        else:
-            theirs[functools.reduce(lambda text, pair: re.sub(*pair, text), RENAMED.items(), name)] = value
-    theirs["pos_emb"] = theirs["pos_emb"][None]
-    theirs["head.weight"] = F.pad(theirs["head.weight"], (0, 0, 0, 1))
-    return theirs
 
 
 def peer_logits(model: Any, condition_BC: Tensor, tokens_BT: Tensor) -> Tensor:

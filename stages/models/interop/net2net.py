@@ -28,6 +28,9 @@ JOINED = ("query", "key", "value")
 """Their three projections, in the order in which ours joins them."""
 
 
+TABLES = ("transformer.tok_emb.weight", "transformer.head.weight")
+
+
 @dataclass(frozen=True)
 class Leftover:
     """What a checkpoint holds beyond our weights, all that is needed to write it again."""
@@ -97,19 +100,15 @@ def net2net_weights(prior: Net2Net, first_stage: Weights) -> tuple[dict[str, Ten
     codes, then the classes, then the null.
     """
     leftover, num_codes = prior.leftover, prior.description.codebook_size
-    made = _their_weights(prior.weights, num_codes)
-    remarks = []
+    made, remarks = _their_weights(prior.weights, num_codes), []
     if leftover.vocab_size and _shares_rows(prior):
-        for name in ("transformer.tok_emb.weight", "transformer.head.weight"):
+        for name in TABLES:
             made[name] = _over(leftover.tensors.get(name), made[name])
     else:
-        table_VW = prior.weights["token_embedding.weight"]
-        made["transformer.tok_emb.weight"] = table_VW
-        head_KW = made["transformer.head.weight"]
-        made["transformer.head.weight"] = F.pad(head_KW, (0, 0, 0, len(table_VW) - len(head_KW)))
+        made |= {TRANSFORMER + name: tensor for name, tensor in transformer_weights(prior.weights, num_codes).items()}
         remarks.append(
             f"codes and conditions have rows of their own: class c is token {num_codes} + c, no class is token "
-            f"{len(table_VW) - 1} (sos_token), and logits beyond the first {num_codes} mean nothing"
+            f"{len(made[TABLES[0]]) - 1} (sos_token), and logits beyond the first {num_codes} mean nothing"
         )
     positions = "transformer.pos_emb"
     stored = leftover.tensors.get(positions)
@@ -118,6 +117,13 @@ def net2net_weights(prior: Net2Net, first_stage: Weights) -> tuple[dict[str, Ten
     made = {**leftover.tensors, **made, **{FIRST_STAGE + name: tensor for name, tensor in first_stage.items()}}
     order = (*leftover.names, *(name for name in made if name not in leftover.names))
     return {name: made[name] for name in order if name in made}, tuple(remarks)
+
+
+def transformer_weights(own: Weights, num_codes: int) -> dict[str, Tensor]:
+    """A GPT's weights under minGPT's names, with a table of our rows; the head's rows beyond the codes are zero."""
+    table_VW, head_KW = own["token_embedding.weight"], own["head.weight"]
+    theirs = {name.removeprefix(TRANSFORMER): tensor for name, tensor in _their_weights(own, num_codes).items()}
+    return {**theirs, "tok_emb.weight": table_VW, "head.weight": F.pad(head_KW, (0, 0, 0, len(table_VW) - num_codes))}
 
 
 def masks(num_layers: int, block_size: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from stages.models.interop.checkpoint import Checkpoint, Weights
 from stages.models.losses.configs import DiscriminatorConfig
 from stages.models.losses.discriminator import described_by
+from stages.models.quantizers.configs import GumbelQuantizerConfig
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import ReferenceBackboneConfig, TokenizerModelConfig
 
@@ -75,7 +76,6 @@ def read_vqgan(checkpoint: Checkpoint, image_size: int | None = None) -> VQGAN:
     with torch.device("meta"):
         places = Tokenizer(model, image_size=size, channels=channels).state_dict()
     own = {name: weights[name].float() for name in places if name in weights}
-    own |= _running_sums(own, places)
     _check_fit(checkpoint, own, places)
     judge_weights = {n.removeprefix(DISCRIMINATOR): t for n, t in weights.items() if n.startswith(DISCRIMINATOR)}
     judge = described_by(judge_weights) if judge_weights else None
@@ -135,10 +135,18 @@ def vqgan_config(tokenizer: Tokenizer, judge_weights: Weights, *, trained_loss: 
         "ddconfig": dd_config(backbone, image_size=tokenizer.image_size, channels=tokenizer.channels),
         "lossconfig": loss,
     }
-    if "quantize.proj.weight" not in tokenizer.state_dict():
+    if not isinstance(quantizer, GumbelQuantizerConfig):
         return "taming.models.vqgan.VQModel", params
-    schedule = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": PUBLISHED_TEMPERATURE}
-    return "taming.models.vqgan.GumbelVQ", {**params, "temperature_scheduler_config": schedule}
+    temperature = {
+        **PUBLISHED_TEMPERATURE,
+        "lr_start": quantizer.temperature_start,
+        "lr_max": quantizer.temperature_start,
+        "lr_min": quantizer.temperature_end,
+        "max_decay_steps": quantizer.temperature_steps,
+    }
+    schedule = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": temperature}
+    gumbel = {"kl_weight": quantizer.kl_weight, "temperature_scheduler_config": schedule}
+    return "taming.models.vqgan.GumbelVQ", {**params, **gumbel}
 
 
 def dd_config(backbone: ReferenceBackboneConfig, *, image_size: int, channels: int) -> dict[str, Any]:
@@ -192,20 +200,26 @@ def _quantizer(checkpoint: Checkpoint) -> dict[str, Any]:
     weights = checkpoint.weights
     if "quantize.embed.weight" in weights:
         num_codes, dim = weights["quantize.embed.weight"].shape
-        kl_weight = checkpoint.params.get("kl_weight", 1e-8)
-        return {"kind": "gumbel", "num_codes": num_codes, "dim": dim, "kl_weight": kl_weight}
+        if dim != weights["quantize.proj.weight"].shape[1]:
+            raise DataError(
+                f"{checkpoint.path}: its codes have {dim} numbers and its vectors others: ours have as many"
+            )
+        sizes = {"kind": "gumbel", "num_codes": num_codes, "dim": dim}
+        return {**sizes, **_temperature(checkpoint), "kl_weight": checkpoint.params.get("kl_weight", 1e-8)}
     if "quantize.embedding.weight" not in weights:
         raise DataError(f"{checkpoint.path} has no codebook quantize.embedding.weight, nor quantize.embed.weight")
     num_codes, dim = weights["quantize.embedding.weight"].shape
-    return {"kind": "ema", "num_codes": num_codes, "dim": dim}
+    return {"kind": "gradient", "num_codes": num_codes, "dim": dim}
 
 
-def _running_sums(own: Weights, places: Weights) -> dict[str, Tensor]:
-    """The state of a codebook of running means in which every code was chosen once, by itself."""
-    if not places.keys() >= OWN_STATE:
-        return {}
-    codes_KD = own["quantize.embedding.weight"]
-    return {"quantize.counts": torch.ones(len(codes_KD)), "quantize.sums": codes_KD.clone()}
+def _temperature(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The schedule of the temperature, from where it starts to fall."""
+    settings = {**PUBLISHED_TEMPERATURE, **checkpoint.params.get("temperature_scheduler_config", {}).get("params", {})}
+    return {
+        "temperature_start": settings["lr_max"],
+        "temperature_end": settings["lr_min"],
+        "temperature_steps": settings["max_decay_steps"],
+    }
 
 
 def _check_fit(checkpoint: Checkpoint, own: Weights, places: Weights) -> None:

@@ -106,6 +106,26 @@ def test_a_saved_tokenizer_is_loaded_bit_for_bit_and_saved_to_the_same_bytes(tmp
         Tokenizer.load(tmp_path)
 
 
+def test_a_tokenizer_is_found_below_a_run_s_a_bundle_s_or_its_own_folder(tmp_path: Path) -> None:
+    own = tmp_path / "runs" / "tokenizer" / "0123456789ab"
+    own.mkdir(parents=True)
+    make(LIGHT).save(own)
+    (own.parent / "latest").symlink_to(own.name)
+    bundle = tmp_path / "bundle" / "tokenizer"
+    bundle.mkdir(parents=True)
+    make(REFERENCE).save(bundle)
+    for place in (own, own.parent, tmp_path / "runs"):
+        assert Tokenizer.load(place).config == LIGHT
+    assert Tokenizer.load(str(bundle.parent)).config == REFERENCE
+
+    (own / "config.json").write_text('{"tokenizer": "of a prior"}')
+    with pytest.raises(DataError, match=r"no config.json and model.safetensors in"):
+        Tokenizer.load(tmp_path / "runs")
+    (own / "config.json").write_text('{"model": 3}')
+    with pytest.raises(DataError, match="describes no tokenizer of this version"):
+        Tokenizer.load(own)
+
+
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     make(LIGHT).save(tmp_path)
     text = (tmp_path / "config.json").read_text()

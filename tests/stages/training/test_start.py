@@ -163,6 +163,13 @@ def test_no_steps_need_something_to_start_from() -> None:
         PriorConfig(steps=0)
 
 
+def test_the_stage_s_own_latest_result_is_no_place_to_start_from(shards: Artifact, tmp_path: Path) -> None:
+    made = train(config_of(steps=1), shards, tmp_path)
+    with pytest.raises(ConfigError, match=f"which the run is about to replace: set it to {made.folder}"):
+        train(config_of(steps=2, from_checkpoint=str(tmp_path)), shards, tmp_path)
+    train(config_of(steps=2, from_checkpoint=str(made.folder)), shards, tmp_path)
+
+
 @pytest.mark.parametrize("place", ["nowhere", "nowhere.ckpt"])
 def test_a_missing_checkpoint_is_named(tmp_path: Path, place: str) -> None:
     (source,) = start_of("prior", str(tmp_path / place)).values()

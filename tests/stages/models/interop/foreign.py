@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from stages.models.tokenizer import Tokenizer
+from stages.models.interop.vqgan import dd_config
 from stages.models.tokenizer_config import ReferenceBackboneConfig, TokenizerModelConfig
 from tests import peers
 
@@ -20,7 +20,7 @@ MODEL = TokenizerModelConfig.model_validate(
         "backbone": ReferenceBackboneConfig(
             base_channels=32, multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(8,), z_channels=16
         ),
-        "quantizer": {"kind": "ema", "num_codes": 40, "dim": 8},
+        "quantizer": {"kind": "gradient", "num_codes": 40, "dim": 8},
     }
 )
 JUDGE = {"disc_start": 0, "disc_ndf": 8, "disc_num_layers": 2}
@@ -43,26 +43,28 @@ def their_vqgan() -> Any:
     torch.manual_seed(0)
     model = peers.taming_vqgan(MODEL, image_size=SIZE, **JUDGE)
     shake(model)
-    spread(model)
+    peers.spread_their_codes(model, MODEL, 2 * pictures() - 1)
     return model.eval()
-
-
-def spread(model: Any) -> None:
-    """Moves their codes near their vectors of `pictures`, so that many are used."""
-    ours = Tokenizer(MODEL, image_size=SIZE, channels=3)
-    own = ours.state_dict()
-    ours.load_state_dict({**own, **{name: value for name, value in model.state_dict().items() if name in own}})
-    peers.spread_codes(ours, 2 * pictures() - 1)
-    model.quantize.embedding.weight.data.copy_(ours.quantize.embedding.weight)
 
 
 def vqgan_params() -> dict[str, Any]:
     """What builds `their_vqgan` without its loss."""
-    from stages.models.interop.vqgan import dd_config
-
     assert isinstance(MODEL.backbone, ReferenceBackboneConfig)
     sizes = dd_config(MODEL.backbone, image_size=SIZE, channels=3)
     return {"ddconfig": sizes, "lossconfig": DUMMY, "n_embed": 40, "embed_dim": 8, "sane_index_shape": True}
+
+
+def their_gumbel_vqgan() -> tuple[Any, dict[str, Any]]:
+    """Their GumbelVQ without a trained loss, and the parameters that build it."""
+    temperature = {"warm_up_steps": 0, "max_decay_steps": 1000, "lr_start": 0.9, "lr_max": 0.9, "lr_min": 1e-6}
+    schedule = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": temperature}
+    params = {**vqgan_params(), "embed_dim": 16, "kl_weight": 2e-8, "temperature_scheduler_config": schedule}
+    del params["sane_index_shape"]
+    torch.manual_seed(0)
+    model = peers.quietly(peers.taming("models.vqgan").GumbelVQ, **params).eval()
+    shake(model)
+    model.quantize.proj.weight.data.mul_(10)
+    return model, params
 
 
 def net2net_params(condition: Any, *, vocab_size: int = 40, block_size: int = 64, **more: Any) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def their_net2net(**params: Any) -> Any:
     peers.taming("models.vqgan")
     model = peers.quietly(peers.taming("models.cond_transformer").Net2NetTransformer, **params).eval()
     shake(model)
-    spread(model.first_stage_model)
+    peers.spread_their_codes(model.first_stage_model, MODEL, 2 * pictures() - 1)
     return model
 
 

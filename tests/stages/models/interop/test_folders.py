@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, DataError
 from stages.models.interop.folders import export_folder, import_checkpoint
 from stages.models.losses.discriminator import PatchDiscriminator, described_by
 from stages.models.priors.gpt import GPT
+from stages.models.quantizers.configs import GumbelQuantizerConfig
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import TokenizerModelConfig
 from tests import peers
@@ -47,7 +48,7 @@ def imported(vqgan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("vqgan")
     foreign.save(vqgan, place / "theirs.ckpt")
     report = import_checkpoint(place / "theirs.ckpt", place / "ours", image_size=foreign.SIZE)
-    assert "0.7 M parameters, pictures of 16x16, 8x8 tokens of 40 codes" in report[1]
+    assert "0.7 M parameters, pictures of 16x16, 8x8 tokens of 40 codes (gradient)" in report[1]
     assert report[2] == "  discriminator: 8 channels, 2 layers"
     assert report[3].startswith("  kept aside: 33 tensors of loss.perceptual_loss")
     return place
@@ -81,6 +82,30 @@ def test_an_exported_vqgan_is_what_was_imported_and_its_yaml_file_builds_it(impo
     for name in ("config.json", "model.safetensors", "discriminator.safetensors", "taming.safetensors"):
         paths = [imported / folder / "tokenizer" / name for folder in ("ours", "second")]
         assert paths[0].read_bytes() == paths[1].read_bytes(), name
+
+
+def test_a_gumbel_vqgan_is_imported_with_its_schedule_and_exported_again(tmp_path: Path) -> None:
+    theirs, params = foreign.their_gumbel_vqgan()
+    foreign.save(theirs, tmp_path / "last.ckpt", params)
+    import_checkpoint(tmp_path / "last.ckpt", tmp_path / "ours")
+    ours, x_BCHW = Tokenizer.load(tmp_path / "ours"), 2 * foreign.pictures() - 1
+
+    quantizer = ours.config.quantizer
+    assert isinstance(quantizer, GumbelQuantizerConfig)
+    assert (quantizer.kl_weight, quantizer.temperature_end, quantizer.temperature_steps) == (2e-8, 1e-6, 1000)
+    with torch.no_grad():  # its own forward pass draws noise even in evaluation
+        indices_BHW = theirs.quantize.proj(theirs.encode_to_prequant(x_BCHW)).argmax(dim=1)
+        codes_BCHW = theirs.quantize.embed(indices_BHW).permute(0, 3, 1, 2)
+        expected_BCHW = theirs.decode(codes_BCHW).clamp(-1, 1)
+    assert torch.equal(ours.encode(x_BCHW), indices_BHW)
+    assert len(indices_BHW.unique()) > 8
+    torch.testing.assert_close(ours.decode(indices_BHW), expected_BCHW, **CLOSE)
+
+    export_folder(tmp_path / "ours", tmp_path / "again.ckpt")
+    assert_same(state_of(tmp_path / "again.ckpt"), state_of(tmp_path / "last.ckpt"))
+    rebuilt = peers.built(tmp_path / "again.yaml")
+    rebuilt.load_state_dict(state_of(tmp_path / "again.ckpt"))
+    assert rebuilt.quantize.kl_weight == 2e-8
 
 
 CONDITIONS = {
