@@ -27,7 +27,7 @@ from stages.models.losses.configs import DiscriminatorConfig, LossConfig
 from stages.models.losses.discriminator import PatchDiscriminator, described_by
 from stages.models.losses.perceptual import LPIPSDistance
 from stages.models.pretrained_weights import load_pretrained_tokenizer
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import TokenizerModelConfig
 from stages.training.adversarial import (
@@ -185,7 +185,7 @@ def compare_losses(sizes: Sizes, theirs: Any, folder: Path, distance: LPIPSDista
 
 def compare_gpt(sizes: Sizes, theirs: Any, folder: Path) -> Iterator[Row]:
     """Logits of every image token, and the loss."""
-    ours = GPT.load(folder / "prior").to(torch.get_default_dtype())
+    ours = load_prior(folder / "prior").to(torch.get_default_dtype())
     draw = torch.Generator().manual_seed(1)
     tokens_BT = torch.randint(0, sizes.codes, (sizes.batch, ours.num_tokens), generator=draw)
     labels_B = torch.randint(0, CLASSES, (sizes.batch,), generator=draw)

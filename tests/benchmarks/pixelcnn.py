@@ -114,7 +114,7 @@ def drawing(kind: type[PixelCNN], threads: int) -> Callable[[int, int], list[lis
 def network(kind: type[PixelCNN]) -> PixelCNN:
     """A network whose next tokens are neither certain nor all alike."""
     torch.manual_seed(0)
-    model = kind(PixelCNNConfig(), vocabulary=Vocabulary(num_codes=CODES, num_classes=CLASSES), grid=GRID)
+    model = kind(PixelCNNConfig(), vocabulary=Vocabulary.by_class(CODES, CLASSES), grid=GRID)
     nn.init.normal_(model.head.weight, std=0.5)
     return model.eval()
 

@@ -22,6 +22,7 @@ from stages.models.interop.net2net import (
     FIRST_STAGE,
     Leftover,
     Net2Net,
+    gpt_of,
     net2net_params,
     net2net_weights,
     read_net2net,
@@ -31,7 +32,7 @@ from stages.models.losses.discriminator import described_by
 from stages.models.pretrained import CONFIG, JUDGE, WEIGHTS, home_of
 from stages.models.pretrained_weights import discriminator_weights
 from stages.models.priors.configs import PriorDescription
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import build_prior
 from stages.models.tokenizer import Tokenizer
 
 REST, LEFTOVER = "taming.safetensors", "taming.json"
@@ -108,7 +109,7 @@ def _save_vqgan(vqgan: VQGAN, folder: Path) -> None:
 
 def _save_net2net(prior: Net2Net, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    model = GPT.build(prior.description)
+    model = build_prior(prior.description)
     model.load_state_dict(prior.weights)
     model.save(folder, prior.description)
     leftover = prior.leftover
@@ -151,7 +152,7 @@ def _told_of_vqgan(vqgan: VQGAN, folder: Path) -> list[str]:
 
 
 def _told_of_net2net(prior: Net2Net, folder: Path) -> list[str]:
-    model, classes = prior.description.model, len(prior.description.classes)
+    model, classes = gpt_of(prior.description), len(prior.description.classes)
     parameters = sum(tensor.numel() for tensor in prior.weights.values())
     return [
         f"prior {folder}: {parameters / 1e6:.1f} M parameters, {model.num_layers} layers of {model.num_heads} heads, "

@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from stages.models.interop.checkpoint import Checkpoint, Weights
 from stages.models.interop.vqgan import VQGAN
 from stages.models.priors.configs import GPTConfig, PriorDescription
+from stages.models.vocabulary import Segment
 
 FIRST_STAGE, TRANSFORMER, CONDITION_STAGE = "first_stage_model.", "transformer.", "cond_stage_model."
 RENAMED = {"attention_norm": "ln1", "mlp_norm": "ln2", "attention.out": "attn.proj", "mlp.0": "mlp.0", "mlp.2": "mlp.2"}
@@ -79,7 +80,7 @@ def read_net2net(
     _check_order(checkpoint, num_positions)
     _check_masks(checkpoint)
     own = _our_weights(checkpoint, description, start)
-    made = _their_weights(own, num_codes) | masks(description.model.num_layers, block_size)
+    made = _their_weights(own, num_codes) | masks(gpt_of(description).num_layers, block_size)
     tensors = {
         name: tensor
         for name, tensor in weights.items()
@@ -113,7 +114,7 @@ def net2net_weights(prior: Net2Net, first_stage: Weights) -> tuple[dict[str, Ten
     positions = "transformer.pos_emb"
     stored = leftover.tensors.get(positions)
     made[positions] = _over(None if stored is None else stored[0], made[positions][0])[None]
-    made |= masks(prior.description.model.num_layers, made[positions].shape[1])
+    made |= masks(gpt_of(prior.description).num_layers, made[positions].shape[1])
     made = {**leftover.tensors, **made, **{FIRST_STAGE + name: tensor for name, tensor in first_stage.items()}}
     order = (*leftover.names, *(name for name in made if name not in leftover.names))
     return {name: made[name] for name in order if name in made}, tuple(remarks)
@@ -124,6 +125,23 @@ def transformer_weights(own: Weights, num_codes: int) -> dict[str, Tensor]:
     table_VW, head_KW = own["token_embedding.weight"], own["head.weight"]
     theirs = {name.removeprefix(TRANSFORMER): tensor for name, tensor in _their_weights(own, num_codes).items()}
     return {**theirs, "tok_emb.weight": table_VW, "head.weight": F.pad(head_KW, (0, 0, 0, len(table_VW) - num_codes))}
+
+
+def gpt_of(description: PriorDescription) -> GPTConfig:
+    """The architecture of a prior that taming-transformers has too. Raises DataError of any other."""
+    model = description.model
+    if not isinstance(model, GPTConfig) or model.form != "reference" or model.order != "raster":
+        form = f"{model.kind} of form {model.form}" if isinstance(model, GPTConfig) else model.kind
+        raise DataError(
+            f"a {form} in {model.order} order has no counterpart in taming-transformers: only priors of kind gpt, "
+            "form reference and order raster can be exported"
+        )
+    if set(description.kinds) - {"class"}:
+        raise DataError(
+            f"a prior conditioned on {', '.join(description.kinds)} has no counterpart in taming-transformers: only "
+            "those of classes or of nothing can be exported"
+        )
+    return model
 
 
 def masks(num_layers: int, block_size: int) -> dict[str, Tensor]:
@@ -157,6 +175,7 @@ def _describe(
         codebook_size=vqgan.model.quantizer.num_codes,
         grid=(side, side),
         classes=tuple(f"class {number}" for number in range(num_classes)),
+        condition=(Segment(kind="class", length=1, size=num_classes),),
         image_size=vqgan.image_size,
         channels=vqgan.channels,
         model=model,
@@ -212,7 +231,7 @@ def _our_weights(checkpoint: Checkpoint, description: PriorDescription, start: i
         "norm.bias": theirs["ln_f.bias"],
         "head.weight": theirs["head.weight"][:num_codes].clone(),
     }
-    for number in range(description.model.num_layers):
+    for number in range(gpt_of(description).num_layers):
         for kind in ("weight", "bias"):
             block, their_block = f"blocks.{number}.", f"blocks.{number}."
             own[f"{block}attention.qkv.{kind}"] = torch.cat([theirs[f"{their_block}attn.{n}.{kind}"] for n in JOINED])
@@ -260,7 +279,7 @@ def _over(whole: Tensor | None, rows: Tensor) -> Tensor:
 
 def net2net_params(prior: Net2Net, vqgan_config: Mapping[str, Any]) -> dict[str, Any]:
     """`model.params` of a configuration that builds the transformer again."""
-    model, num_classes = prior.description.model, len(prior.description.classes)
+    model, num_classes = gpt_of(prior.description), len(prior.description.classes)
     block_size = prior.leftover.block_size or prior.description.num_tokens
     shared = bool(prior.leftover.vocab_size) and _shares_rows(prior)
     vocab_size = prior.leftover.vocab_size if shared else len(prior.weights["token_embedding.weight"])

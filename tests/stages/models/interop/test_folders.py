@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DataError
 from stages.models.interop.folders import export_folder, import_checkpoint
 from stages.models.losses.discriminator import PatchDiscriminator, described_by
-from stages.models.priors.gpt import GPT
+from stages.models.priors.load import load_prior
 from stages.models.quantizers.configs import GumbelQuantizerConfig
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import TokenizerModelConfig
@@ -127,7 +127,7 @@ def net2net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[An
 
 def test_an_imported_transformer_has_their_logits_and_exports_to_their_bytes(net2net: tuple[Any, Path]) -> None:
     theirs, place = net2net
-    ours = GPT.load(place / "ours" / "prior")
+    ours = load_prior(place / "ours" / "prior")
     tokens_BT = torch.randint(0, 40, (3, 64), generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([0, 4, 2])
     start_BC = labels_B[:, None] if ours.vocabulary.num_classes else torch.full((3, 1), 2)
@@ -154,7 +154,7 @@ def test_a_prior_that_went_on_training_is_exported_with_rows_of_its_own(tmp_path
 
     report = export_folder(tmp_path / "ours", tmp_path / "again.ckpt")
     assert "class c is token 40 + c" in "\n".join(report)
-    theirs, ours = peers.built(tmp_path / "again.yaml"), GPT.load(home)
+    theirs, ours = peers.built(tmp_path / "again.yaml"), load_prior(home)
     theirs.load_state_dict(state_of(tmp_path / "again.ckpt"))
     tokens_BT, labels_B = torch.randint(0, 40, (2, 64)), torch.tensor([4, 1])
     with torch.no_grad():
