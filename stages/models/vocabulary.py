@@ -66,6 +66,11 @@ class Vocabulary:
         sizes = (segment.size + 1 for segment in self.segments)
         return tuple(accumulate(sizes, initial=self.num_codes))[:-1]
 
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Place of each segment's first token among the condition tokens."""
+        return tuple(accumulate((segment.length for segment in self.segments), initial=0))[:-1]
+
     @property
     def null_tokens(self) -> tuple[int, ...]:
         """The null of each segment: the unconditional branch of guidance, pictures of which it is not known."""
@@ -92,12 +97,10 @@ class Vocabulary:
 
     def values(self, condition_BC: Tensor, kind: str) -> Tensor:
         """The values [B, L] of one segment of condition tokens: undoes `condition`, -1 is null."""
-        start = 0
-        for segment, offset in zip(self.segments, self.offsets, strict=True):
+        for segment, offset, start in zip(self.segments, self.offsets, self.starts, strict=True):
             if segment.kind == kind:
                 values_BL = condition_BC[:, start : start + segment.length] - offset
                 return values_BL.masked_fill(values_BL == segment.size, -1)
-            start += segment.length
         raise KeyError(kind)
 
     def null_condition(self, like_BC: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class GPT(Prior):
         self.num_positions = vocabulary.condition_length + self.num_tokens - 1
         self.token_embedding = nn.Embedding(vocabulary.size, config.width)
         if config.form == "modern":
-            places_P2 = grid_places(vocabulary.condition_length, grid, self.order[:-1])
+            places_P2 = grid_places(vocabulary, grid, self.order[:-1])
             rotation_2PR = rotation(places_P2, config.width // config.num_heads)
             self.register_buffer("rotation_2PR", rotation_2PR, persistent=False)
         else:

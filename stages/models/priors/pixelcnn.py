@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,21 +20,6 @@ from stages.models.vocabulary import Vocabulary
 Cache = list[BlockCache]
 
 
-@dataclass(frozen=True)
-class ConditionMap:
-    """A run of condition tokens that form a map, row by row."""
-
-    start: int
-    """Place of the first one among the condition's tokens."""
-    grid: tuple[int, int]
-    """Rows and columns."""
-
-    @property
-    def stop(self) -> int:
-        """Place after the last one."""
-        return self.start + self.grid[0] * self.grid[1]
-
-
 class PixelCNN(Prior):
     """Gated PixelCNN over a picture's tokens (van den Oord et al. 2016, arXiv:1606.05328), without a blind spot.
 
@@ -46,18 +30,14 @@ class PixelCNN(Prior):
     config: PixelCNNConfig
     blocks: Sequence[GatedBlock]
 
-    def __init__(
-        self,
-        config: PixelCNNConfig,
-        *,
-        vocabulary: Vocabulary,
-        grid: tuple[int, int],
-        condition_maps: Sequence[ConditionMap] = (),
-    ) -> None:
+    def __init__(self, config: PixelCNNConfig, *, vocabulary: Vocabulary, grid: tuple[int, int]) -> None:
         super().__init__(config, vocabulary=vocabulary, grid=grid)
-        self.condition_maps = tuple(condition_maps)
-        mapped = {place for condition_map in condition_maps for place in range(condition_map.start, condition_map.stop)}
-        self.global_places = [place for place in range(vocabulary.condition_length) if place not in mapped]
+        self.global_places = [
+            start + place
+            for segment, start in zip(vocabulary.segments, vocabulary.starts, strict=True)
+            for place in range(segment.length)
+            if segment.grid is None
+        ]
         self.token_embedding = nn.Embedding(vocabulary.size, config.width)
         if self.global_places:
             self.condition_projection = nn.Linear(len(self.global_places) * config.width, config.width)
@@ -119,9 +99,10 @@ class PixelCNN(Prior):
         if self.global_places:
             globals_BN = self.token_embedding(condition_BC[:, self.global_places]).flatten(1)
             parts.append(self.condition_projection(globals_BN)[:, :, None, None])
-        for condition_map in self.condition_maps:
-            map_BWHP = self._embed_map(condition_BC[:, condition_map.start : condition_map.stop], condition_map.grid)
-            parts.append(F.interpolate(map_BWHP, self.grid, mode="nearest-exact"))
+        for segment, start in zip(self.vocabulary.segments, self.vocabulary.starts, strict=True):
+            if segment.grid is not None:
+                map_BWHP = self._embed_map(condition_BC[:, start : start + segment.length], segment.grid)
+                parts.append(F.interpolate(map_BWHP, self.grid, mode="nearest-exact"))
         return functools.reduce(torch.add, parts)
 
     def _embed_map(self, tokens_BN: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
+
+from stages.models.vocabulary import Vocabulary
 
 # Shapes: B batch, H heads, S positions fed at once, P positions, D width of a head,
 # R = D/2 pairs of a head's channels, F = D/4 frequencies of an axis.
@@ -14,17 +17,31 @@ BASE = 10_000.0
 """Frequencies fall from 1 to nearly 1 / BASE radians a step; LlamaGen's, and the paper's."""
 
 
-def grid_places(condition_length: int, grid: tuple[int, int], order: Sequence[int]) -> Tensor:
-    """Row and column [P, 2] of each position: the condition's tokens, then the image's in `order`.
+def grid_places(vocabulary: Vocabulary, grid: tuple[int, int], order: Sequence[int]) -> Tensor:
+    """Row and column [P, 2] of each position: the condition's tokens, then the image's in `order`; float64.
 
-    Image tokens lie in their grid. Condition tokens come before it on both axes, one after another along the
-    diagonal, as text before a picture in Qwen2-VL (Wang et al. 2024, M-RoPE): every token knows how far it is from
-    them, and so where in the grid it lies.
+    Image tokens lie in their grid. A condition's map lies to the left of it, stretched to its size: every image token
+    is as far from what the map says of its place. All other condition tokens come before that on both axes, one after
+    another along the diagonal, as text before a picture in Qwen2-VL (Wang et al. 2024, M-RoPE).
     """
-    condition_C2 = torch.arange(-condition_length, 0)[:, None].expand(-1, 2)
-    places_T = torch.tensor(order, dtype=torch.long)
-    image_T2 = torch.stack([places_T // grid[1], places_T % grid[1]], dim=1)
-    return torch.cat([condition_C2, image_T2])
+    rows, columns = grid
+    maps = [segment for segment in vocabulary.segments if segment.grid is not None]
+    texts = vocabulary.condition_length - sum(segment.length for segment in maps)
+    diagonal, left = iter(range(-texts, 0)), 0
+    places = []
+    for segment in vocabulary.segments:
+        if segment.grid is None:
+            places += [(float(place), float(place - columns * len(maps))) for place in islice(diagonal, segment.length)]
+            continue
+        left -= columns
+        high, wide = rows / segment.grid[0], columns / segment.grid[1]
+        places += [
+            ((row + 0.5) * high - 0.5, (column + 0.5) * wide - 0.5 + left)
+            for row in range(segment.grid[0])
+            for column in range(segment.grid[1])
+        ]
+    places += [(float(place // columns), float(place % columns)) for place in order]
+    return torch.tensor(places, dtype=torch.float64)
 
 
 def rotation(places_P2: Tensor, head_width: int) -> Tensor:

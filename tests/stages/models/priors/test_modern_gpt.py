@@ -12,24 +12,19 @@ from torch import Tensor
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.gpt import GPT
 from stages.models.priors.token_order import places_in_order
-from stages.models.vocabulary import Vocabulary
+from stages.models.vocabulary import Segment, Vocabulary
 
 GRID, CODES = (3, 4), 11
 
 
-class LongVocabulary(Vocabulary):
-    """Three condition tokens."""
-
-    @property
-    def condition_length(self) -> int:
-        return 3
+VOCABULARY = Vocabulary(CODES, (Segment(kind="caption", length=3, size=3),))
 
 
 def make_gpt(order: str) -> GPT:
     """A float64 model whose logits are far from uniform: 2 heads of 8 channels."""
     torch.manual_seed(0)
     config = GPTConfig(form="modern", order=order, num_layers=2, num_heads=2, width=16, dropout=0)  # type: ignore[arg-type]
-    model = GPT(config, vocabulary=LongVocabulary(CODES, 3), grid=GRID).double()
+    model = GPT(config, vocabulary=VOCABULARY, grid=GRID).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model.eval()
@@ -91,7 +86,7 @@ def test_forward_equals_a_naive_transformer(order: str) -> None:
 def test_the_mlp_has_as_many_weights_as_the_references() -> None:
     for width in (192, 320, 1024):
         both = [
-            GPT(GPTConfig(width=width, num_layers=1, form=form), vocabulary=Vocabulary(8, 0), grid=GRID)  # type: ignore[arg-type]
+            GPT(GPTConfig(width=width, num_layers=1, form=form), vocabulary=Vocabulary.by_class(8, 0), grid=GRID)  # type: ignore[arg-type]
             for form in ("reference", "modern")
         ]
         reference, modern = (sum(p.numel() for p in gpt.blocks[0].mlp.parameters()) for gpt in both)

@@ -9,30 +9,22 @@ from torch import Tensor
 
 from stages.models.priors.configs import PixelCNNConfig
 from stages.models.priors.gated_block import GatedBlock
-from stages.models.priors.pixelcnn import ConditionMap, PixelCNN
-from stages.models.vocabulary import Vocabulary
+from stages.models.priors.pixelcnn import PixelCNN
+from stages.models.vocabulary import Segment, Vocabulary
 
 CODES, CLASSES, GRID = 7, 3, (5, 6)
 
 
-class MappedVocabulary(Vocabulary):
-    """A class, then a map of 3x3 tokens."""
-
-    @property
-    def condition_length(self) -> int:
-        return 1 + 9
+VOCABULARY = Vocabulary(
+    CODES, (Segment(kind="class", length=1, size=CLASSES), Segment(kind="edges", length=9, size=5, grid=(3, 3)))
+)
 
 
 def make_pixelcnn(dtype: torch.dtype = torch.float64, kernel_size: int = 3, num_blocks: int = 6) -> PixelCNN:
     """A model with a map and logits far from uniform."""
     torch.manual_seed(0)
     config = PixelCNNConfig(num_blocks=num_blocks, width=8, head_width=9, kernel_size=kernel_size, dropout=0)
-    model = PixelCNN(
-        config,
-        vocabulary=MappedVocabulary(CODES, CLASSES),
-        grid=GRID,
-        condition_maps=[ConditionMap(start=1, grid=(3, 3))],
-    )
+    model = PixelCNN(config, vocabulary=VOCABULARY, grid=GRID)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model.to(dtype).eval()
@@ -167,14 +159,9 @@ def test_a_map_is_seen_from_the_first_place_below_it_on() -> None:
 
 
 def test_a_condition_that_is_only_a_map_needs_no_projection() -> None:
-    class OnlyMap(Vocabulary):
-        @property
-        def condition_length(self) -> int:
-            return 4
-
     config = PixelCNNConfig(num_blocks=1, width=8, head_width=9)
-    maps = [ConditionMap(start=0, grid=(2, 2))]
-    model = PixelCNN(config, vocabulary=OnlyMap(CODES, CLASSES), grid=(2, 4), condition_maps=maps)
+    only_map = Vocabulary(CODES, (Segment(kind="depth", length=4, size=5, grid=(2, 2)),))
+    model = PixelCNN(config, vocabulary=only_map, grid=(2, 4))
     logits_BTV = model(torch.tensor([[7, 8, 9, 10], [7, 7, 7, 7]]), torch.zeros(2, 8, dtype=torch.long))
     assert logits_BTV.shape == (2, 8, CODES)
     assert torch.equal(logits_BTV[0, 0], logits_BTV[1, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stages.models.priors.rotary import grid_places, rotate, rotation
+from stages.models.vocabulary import Segment, Vocabulary
 
 
 def scores(places: list[tuple[int, int]]) -> torch.Tensor:
@@ -32,5 +33,19 @@ def test_rows_and_columns_turn_channels_of_their_own() -> None:
 
 
 def test_the_condition_lies_before_the_grid_and_tokens_lie_where_they_belong() -> None:
-    places_P2 = grid_places(2, (2, 3), (0, 1, 3, 4, 2))
+    caption = Vocabulary(8, (Segment(kind="caption", length=2, size=4),))
+    places_P2 = grid_places(caption, (2, 3), (0, 1, 3, 4, 2))
     assert places_P2.tolist() == [[-2, -2], [-1, -1], [0, 0], [0, 1], [1, 0], [1, 1], [0, 2]]
+
+
+def test_a_map_lies_beside_the_picture_at_its_size() -> None:
+    segments = (
+        Segment(kind="class", length=1, size=3),
+        Segment(kind="edges", length=2, size=5, grid=(1, 2)),
+        Segment(kind="depth", length=12, size=5, grid=(3, 4)),
+    )
+    places_P2 = grid_places(Vocabulary(8, segments), (3, 4), range(11)).tolist()
+    assert places_P2[0] == [-1, -9]  # before both maps
+    assert places_P2[1:3] == [[1, 0.5 - 4], [1, 2.5 - 4]]
+    assert places_P2[3:15] == [[row, column - 8] for row in range(3) for column in range(4)]
+    assert places_P2[15:] == [[place // 4, place % 4] for place in range(11)]
