@@ -168,7 +168,8 @@ class LookupFreeQuantizerConfig(StrictModel):
 
     entropy_temperature: PositiveFloat = 1.0
     """Of the softmax over codes, by squared distance, whose entropies these are. Published code has 0.01: a number that
-    is farther than about 0.01 from zero then feels nothing, and codes that fell out of use stay so."""
+    is farther than about 0.01 from zero then feels nothing, and codes that fell out of use stay so. After 900 steps of
+    8 emoji of 32x32, of 128 codes 32 were in use at 0.1, 110 at 1, 8 at 4."""
 
     entropy_groups: PositiveInt = 1
     """Groups of bits whose entropies are taken by themselves and added. 1 is exact and looks at 2**bits probabilities

@@ -14,7 +14,11 @@ from stages.models.quantizers.quantizer import Place, Quantized, Quantizer, Stat
 
 
 class CosineQuantizer(Quantizer):
-    """A codebook of running means on the unit sphere, with their restarts."""
+    """A codebook of running means on the unit sphere, with their restarts.
+
+    Codes trained by gradient, as published, need large batches: after 900 steps of 8 emoji of 32x32 they had 77 of 128
+    codes in use and 15.7 dB, running means 127 codes and 16.2 dB.
+    """
 
     def __init__(self, config: CosineQuantizerConfig) -> None:
         super().__init__()
