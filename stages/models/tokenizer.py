@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, DataError
 from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
+from stages.models.label_maps import most_likely, one_hot
 from stages.models.quantizers.ema import EMAQuantizer
 from stages.models.tokenizer_config import LightBackboneConfig, TokenizerModelConfig
 
@@ -46,14 +47,14 @@ class Tokenizer(nn.Module):
                 f"pixels: choose an image size that is a multiple of {config.factor}, or another backbone"
             )
         self.config, self.image_size, self.channels = config, image_size, channels
-        backbone = config.backbone
+        backbone, inside = config.backbone, config.labels or channels
         if isinstance(backbone, LightBackboneConfig):
-            self.encoder: LightEncoder | ReferenceEncoder = LightEncoder(backbone, channels=channels)
-            self.decoder: LightDecoder | ReferenceDecoder = LightDecoder(backbone, channels=channels)
+            self.encoder: LightEncoder | ReferenceEncoder = LightEncoder(backbone, channels=inside)
+            self.decoder: LightDecoder | ReferenceDecoder = LightDecoder(backbone, channels=inside)
             width = backbone.channels[-1]
         else:
-            self.encoder = ReferenceEncoder(backbone, image_size=image_size, channels=channels)
-            self.decoder = ReferenceDecoder(backbone, image_size=image_size, channels=channels)
+            self.encoder = ReferenceEncoder(backbone, image_size=image_size, channels=inside)
+            self.decoder = ReferenceDecoder(backbone, image_size=image_size, channels=inside)
             width = backbone.z_channels
         self.quant_conv = nn.Conv2d(width, config.quantizer.dim, 1)
         self.quantize = EMAQuantizer(config.quantizer)
@@ -83,8 +84,8 @@ class Tokenizer(nn.Module):
         self.decoder.trunk = torch.compile(self.decoder.trunk)  # type: ignore[method-assign]
 
     def forward(self, x_BCHW: Tensor) -> TokenizerOutput:
-        """A training step's forward pass over pictures in [-1, 1]."""
-        z_BCHW = self.quant_conv(self.encoder(x_BCHW))
+        """A training step's forward pass over pictures in [-1, 1]; x_hat of label maps has a logit for each class."""
+        z_BCHW = self.quant_conv(self.encoder(self._seen(x_BCHW)))
         quantized = self.quantize(z_BCHW)
         x_hat_BCHW = self.decoder(self.post_quant_conv(quantized.z_q_BCHW))
         return TokenizerOutput(x_hat_BCHW, quantized.commitment_B, z_BCHW.detach(), quantized.indices_BHW)
@@ -92,14 +93,18 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to tokens: x_BCHW -> indices_BHW."""
-        indices_BHW: Tensor = self.quantize.nearest(self.quant_conv(self.encoder(x_BCHW)))
+        indices_BHW: Tensor = self.quantize.nearest(self.quant_conv(self.encoder(self._seen(x_BCHW))))
         return indices_BHW
 
     @torch.no_grad()
     def decode(self, indices_BHW: Tensor) -> Tensor:
         """Tokens to pictures clamped to [-1, 1]: indices_BHW -> x_BCHW. A grid of any size gives a picture of its."""
         x_BCHW: Tensor = self.decoder(self.post_quant_conv(self.quantize.embed(indices_BHW)))
-        return x_BCHW.clamp(-1, 1)
+        return most_likely(x_BCHW) if self.config.labels else x_BCHW.clamp(-1, 1)
+
+    def _seen(self, x_BCHW: Tensor) -> Tensor:
+        """What the encoder sees of pictures."""
+        return one_hot(x_BCHW, self.config.labels) if self.config.labels else x_BCHW
 
     def reconstruct(self, x_BCHW: Tensor) -> Tensor:
         """A picture through its tokens and back."""

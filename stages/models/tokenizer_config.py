@@ -114,6 +114,9 @@ class TokenizerModelConfig(StrictModel):
     quantizer: EMAQuantizerConfig = EMAQuantizerConfig()
     """The codebook."""
 
+    labels: int | None = Field(default=None, ge=2, le=256)
+    """Pictures are maps of so many class numbers, which the networks see one-hot. Null: pictures are pictures."""
+
     @property
     def factor(self) -> int:
         """Pixels along one side of a token."""
