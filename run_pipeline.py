@@ -30,8 +30,8 @@ class Config(StrictModel):
     """One experiment: a section for each stage, and where it runs."""
 
     condition: Conditions = (ClassCondition(),)
-    """What the prior is told of each picture, one thing or several: none, class, caption, coordinates, and one spatial
-    map of edges, sketch, low_resolution (computed from the picture), alpha, depth, pose (from the source)."""
+    """What the prior is told of each picture, one thing or several: none, class, caption, coordinates, and one map:
+    edges, sketch, low_resolution (computed from the picture), alpha, segmentation, depth or pose (from the source)."""
 
     shard: ShardConfig = ShardConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -57,9 +57,9 @@ def build(config: Config) -> list[Stage]:
     maps, beside = {}, {}
     if spatial is not None:  # a map beside each picture, with a tokenizer of its own
         maps["maps"] = Stage("maps", make_maps, spatial, {"shards": shards})
-        beside["cond_tokenizer"] = Stage(
-            "cond_tokenizer", train_tokenizer, config.cond_tokenizer, {"shards": maps["maps"]}
-        )
+        labels = spatial.num_classes if spatial.kind == "segmentation" else None
+        learning = config.cond_tokenizer.of_labels(labels) if labels else config.cond_tokenizer
+        beside["cond_tokenizer"] = Stage("cond_tokenizer", train_tokenizer, learning, {"shards": maps["maps"]})
     encoding = EncodeWork.of(config.encode, config.condition)
     encoded = {"shards": shards, "tokenizer": tokenizer, **maps, **beside}
     tokens = Stage("encode", encode, encoding, encoded, version=3)

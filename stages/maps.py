@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Metrics
+from pipeline.errors import DataError
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
@@ -31,7 +32,10 @@ def make_maps(config: MapCondition, *, shards: Artifact, output: Output, runtime
     channels = {"picture": dataset["channels"], "map": map_channels(config, dataset["channels"])}
     make_worker = functools.partial(load_mapper, config, channels)
     records = output.map_units(make_worker, units, runtime, label="maps", gpu=False)
-    output.write_json("dataset.json", {**dataset, "channels": channels["map"]})
+    described = {**dataset, "channels": channels["map"]}
+    if config.kind == "segmentation":
+        described["labels"] = config.num_classes
+    output.write_json("dataset.json", described)
     return {"maps": sum(record.counts["samples"] for record in records), "kind": config.kind}
 
 
@@ -56,6 +60,11 @@ def map_shard(config: MapCondition, channels: Mapping[str, int], unit: Unit, fol
             sample = reader[place]
             if isinstance(config, StoredMap):
                 map_HWC = decode_image(reader.read_map(place, config.kind), channels["map"])
+                if config.kind == "segmentation" and map_HWC.max() >= config.num_classes:
+                    raise DataError(
+                        f"the segmentation of picture {sample.key} has class {map_HWC.max()}, the condition knows "
+                        f"{config.num_classes}: set num_classes to {map_HWC.max() + 1} at least"
+                    )
             else:
                 map_HWC = make_map(config, decode_image(sample.image, channels["picture"]))
             yield replace(sample, image=encode_image(map_HWC, "png"), maps={})

@@ -249,7 +249,8 @@ def _write_grid(
         grid = class_grid(read, config.num_samples, classes)
     else:
         map_shards = open_split(maps, "val") if maps else []
-        grid = condition_grid(read, config.num_samples, given, config.samples_per_condition, map_shards)
+        num_labels = maps.read_json("dataset.json").get("labels") if maps else None
+        grid = condition_grid(read, config.num_samples, given, config.samples_per_condition, map_shards, num_labels)
     output.write("grid.png", grid)
 
 

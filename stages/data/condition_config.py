@@ -76,6 +76,14 @@ class AlphaCondition(StrictModel):
     kind: Literal["alpha"] = "alpha"
 
 
+class SegmentationCondition(StrictModel):
+    """Class numbers of pixels from the source's own maps (column `segmentation` of a list): grey or palette files."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    num_classes: int = Field(ge=2, le=256)
+    """Classes; a pixel is a number below this."""
+
+
 class DepthCondition(StrictModel):
     """Depths from the source's own maps (column `depth` of a list)."""
 
@@ -89,7 +97,7 @@ class PoseCondition(StrictModel):
 
 
 ComputedMap = EdgesCondition | SketchCondition | LowResolutionCondition
-StoredMap = AlphaCondition | DepthCondition | PoseCondition
+StoredMap = SegmentationCondition | AlphaCondition | DepthCondition | PoseCondition
 """What the shards hold beside the pictures."""
 MapCondition = ComputedMap | StoredMap
 """A picture of its own beside each picture, turned into tokens by a tokenizer of its own."""

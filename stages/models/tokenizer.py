@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, DataError
 from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
 from stages.models.backbones.vqvae import VQVAEDecoder, VQVAEEncoder
+from stages.models.label_maps import most_likely, one_hot
 from stages.models.pretrained import CONFIG, WEIGHTS, home_of
 from stages.models.quantizers.build import build_quantizer
 from stages.models.quantizers.quantizer import StepKeys
@@ -58,7 +59,8 @@ class Tokenizer(nn.Module):
                 f"pixels: choose an image size that is a multiple of {config.factor}, or another backbone"
             )
         self.config, self.image_size, self.channels = config, image_size, channels
-        self.encoder, self.decoder = build_backbone(config.backbone, image_size=image_size, channels=channels)
+        inside = config.labels or channels
+        self.encoder, self.decoder = build_backbone(config.backbone, image_size=image_size, channels=inside)
         projected = not isinstance(config.backbone, VQVAEBackboneConfig) or config.backbone.dim != config.quantizer.dim
         width, dim = self.encoder.out_channels, config.quantizer.dim
         self.quant_conv = nn.Conv2d(width, dim, 1) if projected else nn.Identity()
@@ -89,8 +91,11 @@ class Tokenizer(nn.Module):
         self.decoder.trunk = torch.compile(self.decoder.trunk)  # type: ignore[method-assign]
 
     def forward(self, x_BCHW: Tensor, at: StepKeys | None = None) -> TokenizerOutput:
-        """A training step's forward pass over pictures in [-1, 1]; without `at` nothing is random."""
-        z_BCHW = self.quant_conv(self.encoder(x_BCHW))
+        """A training step's forward pass over pictures in [-1, 1]; without `at` nothing is random.
+
+        x_hat of label maps has a logit for each class.
+        """
+        z_BCHW = self.quant_conv(self.encoder(self._seen(x_BCHW)))
         quantized = self.quantize(z_BCHW, at)
         x_hat_BCHW = self.decoder(self.post_quant_conv(quantized.z_q_BCHW))
         return TokenizerOutput(
@@ -114,7 +119,7 @@ class Tokenizer(nn.Module):
 
     def encode_latents(self, x_BCHW: Tensor) -> Tensor:
         """Pictures in [-1, 1] to the vectors before quantization: x_BCHW -> z_BCHW, `quantizer.dim` channels."""
-        z_BCHW: Tensor = self.quant_conv(self.encoder(x_BCHW))
+        z_BCHW: Tensor = self.quant_conv(self.encoder(self._seen(x_BCHW)))
         return z_BCHW
 
     def quantize_latents(self, z_BCHW: Tensor) -> Tensor:
@@ -125,7 +130,11 @@ class Tokenizer(nn.Module):
     def decode_latents(self, z_BCHW: Tensor) -> Tensor:
         """Vectors, quantized or not, to pictures clamped to [-1, 1]: z_BCHW -> x_BCHW."""
         x_BCHW: Tensor = self.decoder(self.post_quant_conv(z_BCHW))
-        return x_BCHW.clamp(-1, 1)
+        return most_likely(x_BCHW) if self.config.labels else x_BCHW.clamp(-1, 1)
+
+    def _seen(self, x_BCHW: Tensor) -> Tensor:
+        """What the encoder sees of pictures."""
+        return one_hot(x_BCHW, self.config.labels) if self.config.labels else x_BCHW
 
     def reconstruct(self, x_BCHW: Tensor) -> Tensor:
         """A picture through its tokens and back."""

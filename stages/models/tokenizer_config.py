@@ -111,6 +111,9 @@ class TokenizerModelConfig(StrictModel):
     """`ema` (which is meant where no kind is given), `cosine`, `gradient`, `gumbel`: a codebook. `fsq`, `lookup_free`:
     rounding to a lattice."""
 
+    labels: int | None = Field(default=None, ge=2, le=256)
+    """Pictures are maps of so many class numbers, which the networks see one-hot. Null: pictures are pictures."""
+
     @property
     def factor(self) -> int:
         """Pixels along one side of a token."""

@@ -54,16 +54,25 @@ def class_grid(read: ReadSample, num_samples: int, classes: Sequence[str]) -> by
 
 
 def condition_grid(
-    read: ReadSample, num_samples: int, given: Given, samples_per_condition: int, maps: Sequence[Shard]
+    read: ReadSample,
+    num_samples: int,
+    given: Given,
+    samples_per_condition: int,
+    maps: Sequence[Shard],
+    num_labels: int | None = None,
 ) -> bytes:
-    """A PNG with a row for each condition: its map, if it has one, then its samples; on the left its caption."""
+    """A PNG with a row for each condition: its map, if it has one, then its samples; on the left its caption.
+
+    Class numbers of maps, `num_labels` of them, become shades of grey.
+    """
     shown = min(GRID_ROWS, len(given), -(-num_samples // samples_per_condition))
     map_of = _maps_by_key(maps, set(given.keys[:shown]))
     pictures = []
     for row in range(shown):
         first = row * samples_per_condition
         ids = range(first, min(num_samples, first + min(samples_per_condition, GRID_COLUMNS)))
-        beside = [map_of[given.keys[row]]] if given.keys[row] in map_of else []
+        scale = 255 // (num_labels - 1) if num_labels else 1
+        beside = [map_of[given.keys[row]] * np.uint8(scale)] if given.keys[row] in map_of else []
         pictures.append(beside + [read(i) for i in ids])
     names = [
         caption if len(caption) <= LONGEST_NAME else caption[: LONGEST_NAME - 1] + "…" for caption in given.captions

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from stages.models.label_maps import label_cross_entropy
 from stages.models.losses.configs import DiscriminatorConfig, LossConfig
 from stages.models.losses.discriminator import discriminator_loss, generator_loss, lecam_penalty
 from stages.models.losses.perceptual import FrozenDistance
@@ -46,8 +47,11 @@ def picture_gradient(
 ) -> PictureGradient:
     """Gradients of this slice's losses with respect to its reconstruction; `batch_size` is that of the global batch.
 
-    Without a discriminator the adversarial term is left out and costs nothing.
+    Without a discriminator the adversarial term is left out and costs nothing. A reconstruction with more channels
+    than its picture holds the logits of a label map, whose only term is their cross-entropy.
     """
+    if x_hat_BCHW.shape[1] > x_BCHW.shape[1]:
+        return _label_gradient(x_BCHW, x_hat_BCHW, batch_size)
     leaf = x_hat_BCHW.detach().to(x_BCHW.dtype).requires_grad_()  # under autocast x_hat is in half precision
     difference = leaf - x_BCHW
     l1 = difference.abs().mean(dim=(1, 2, 3)).sum() / batch_size
@@ -67,6 +71,13 @@ def picture_gradient(
     (adversarial_BCHW,) = torch.autograd.grad(adversarial, leaf)
     terms["adversarial"] = adversarial.detach()
     return PictureGradient(gradient_BCHW, adversarial_BCHW, terms)
+
+
+def _label_gradient(x_B1HW: Tensor, logits_BKHW: Tensor, batch_size: int) -> PictureGradient:
+    leaf = logits_BKHW.detach().to(x_B1HW.dtype).requires_grad_()
+    loss = label_cross_entropy(leaf, x_B1HW).sum() / batch_size
+    (gradient_BKHW,) = torch.autograd.grad(loss, leaf)
+    return PictureGradient(gradient_BKHW, None, {"reconstruction": loss.detach()})
 
 
 def through_last_layer(x_hat_BCHW: Tensor, gradient: PictureGradient, last_layer: nn.Parameter) -> Tensor:

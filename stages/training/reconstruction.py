@@ -17,6 +17,7 @@ from stages.data.images import encode_image, to_model_range, to_uint8
 from stages.data.loader import load_all
 from stages.data.shards import Shard, ShardReader
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_psnr, picture_ssim, round_to_8_bits
+from stages.models.label_maps import label_accuracy
 from stages.models.quantizers.quantizer import codes_used, perplexity
 from stages.models.tokenizer import Tokenizer
 from stages.training.fabric import Fabric, all_reduce_sum
@@ -58,11 +59,14 @@ class HeldOut:
 def validate(tokenizer: Tokenizer, held_out: HeldOut, fabric: Fabric, *, batch_size: int) -> dict[str, float]:
     """PSNR in dB, SSIM and L1 on the scale [0, 1] (means over pictures), codes used and perplexity. Collective.
 
+    Of label maps also the share of pixels of the right class: that is the figure which means something there.
     Pictures are rounded to 8 bits first, as they would be stored. There is no SSIM of those smaller than its window.
     """
     figures = {"psnr": picture_psnr, "l1": picture_l1}
     if min(held_out.grid_NHWC.shape[1:3]) >= SSIM_WINDOW:
         figures["ssim"] = picture_ssim
+    if tokenizer.config.labels:
+        figures["accuracy"] = label_accuracy
     sums = torch.zeros(len(figures) + 1, dtype=torch.float64, device=fabric.device)
     counts_K = torch.zeros(tokenizer.num_codes, dtype=torch.float64, device=fabric.device)
     for start in range(0, len(held_out.slice_NHWC), batch_size):

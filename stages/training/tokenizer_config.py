@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from pipeline.config import StrictModel
+from pipeline.errors import ConfigError
 from stages.models.losses.configs import LossConfig, MapLossConfig
 from stages.models.pretrained import absolute
 from stages.models.tokenizer_config import TokenizerModelConfig
@@ -138,3 +139,13 @@ class MapTokenizerConfig(TokenizerConfig):
 
     steps: NonNegativeInt = 1600
     """Updates of the generator. Raising it goes on from the last checkpoint. 0 needs `from_checkpoint`."""
+
+    def of_labels(self, num_labels: int) -> "MapTokenizerConfig":
+        """The same for maps of class numbers. Raises ConfigError where a loss is on that only pictures have."""
+        if self.losses.perceptual_weight > 0 or self.losses.discriminator.weight > 0:
+            raise ConfigError(
+                f"cond_tokenizer.losses: perceptual_weight={self.losses.perceptual_weight:g} and "
+                f"discriminator.weight={self.losses.discriminator.weight:g}, but maps of class numbers have neither "
+                "loss: set both to 0"
+            )
+        return self.model_copy(update={"model": self.model.model_copy(update={"labels": num_labels})})

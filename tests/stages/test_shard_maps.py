@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
-from stages.data.condition_config import AlphaCondition, DepthCondition
+from stages.data.condition_config import AlphaCondition, DepthCondition, SegmentationCondition
 from stages.data.images import decode_image
 from stages.data.lists import list_files
 from stages.data.shards import ShardReader, open_split
@@ -101,3 +101,15 @@ def test_a_changed_map_makes_its_shard_anew_and_a_missing_one_is_an_error(tmp_pa
     (tmp_path / "4-depth.png").unlink()
     with pytest.raises(DataError, match=r"line 5: depth '4-depth.png' cannot be read"):
         list(list_files(Path(source.path)))
+
+
+def test_class_numbers_are_described_and_those_beyond_the_condition_refused(tmp_path: Path) -> None:
+    world(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "list.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({"path": row["path"], "segmentation": row["depth"]}) + "\n" for row in rows)
+    (tmp_path / "list.jsonl").write_text(text)
+    shards = cut(ListSource(path=str(tmp_path / "list.jsonl")), tmp_path / "runs")
+    maps = mapped(shards, tmp_path / "runs", SegmentationCondition(num_classes=111))
+    assert (maps.read_json("dataset.json")["labels"], maps.read_json("dataset.json")["channels"]) == (111, 1)
+    with pytest.raises(DataError, match=r"class \d+, the condition knows 2: set num_classes to \d+ at least"):
+        mapped(shards, tmp_path / "runs", SegmentationCondition(num_classes=2))

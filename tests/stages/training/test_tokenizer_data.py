@@ -4,12 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
 from stages.data.loader import load_all
 from stages.data.shards import open_split
+from stages.models.label_maps import one_hot
+from stages.models.losses.configs import MapLossConfig
 from stages.models.tokenizer_config import LightBackboneConfig, TokenizerModelConfig
+from stages.training.adversarial import picture_gradient
 from stages.training.reconstruction import HeldOut
 from stages.training.tokenizer_config import MapTokenizerConfig, TokenizerConfig
 from stages.training.tokenizer_data import check_data, training_stream
@@ -40,3 +44,26 @@ def test_maps_are_learnt_without_perceptual_and_adversarial_loss_unless_asked_fo
     assert (losses.perceptual_weight, losses.discriminator.weight, losses.discriminator.start) == (0.0, 0.0, 5)
     asked = MapTokenizerConfig.model_validate({"losses": {"discriminator": {"weight": 0.5}}}).losses
     assert asked.discriminator.weight == 0.5
+
+
+def test_label_maps_need_their_own_loss_alone() -> None:
+    assert MapTokenizerConfig().of_labels(9).model.labels == 9
+    with pytest.raises(ConfigError, match=r"perceptual_weight=0\.1 and discriminator\.weight=0.*set both to 0"):
+        MapTokenizerConfig.model_validate({"losses": {"perceptual_weight": 0.1}}).of_labels(9)
+
+
+def test_logits_of_a_label_map_get_the_gradient_of_their_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_B1HW = torch.randint(0, 5, (3, 1, 4, 4), generator=generator).double() / 127.5 - 1
+    logits_BKHW = torch.randn(3, 5, 4, 4, dtype=torch.float64, generator=generator)
+    gradient = picture_gradient(
+        x_B1HW,
+        logits_BKHW,
+        losses=MapLossConfig(),
+        perceptual=None,
+        discriminator=None,
+        batch_size=6,  # type: ignore[arg-type]
+    )
+    expected = (logits_BKHW.sigmoid() - one_hot(x_B1HW, 5)) / (5 * 16) / 6
+    torch.testing.assert_close(gradient.reconstruction_BCHW, expected, rtol=0, atol=1e-12)
+    assert list(gradient.terms) == ["reconstruction"]
