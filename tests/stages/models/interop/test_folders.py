@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from pipeline.errors import ConfigError, DataError
+from stages.models.interop.__main__ import app
 from stages.models.interop.folders import export_folder, import_checkpoint
+from stages.models.interop.perceptual import lpips_weights
 from stages.models.losses.discriminator import PatchDiscriminator, described_by
 from stages.models.priors.load import load_prior
 from stages.models.quantizers.configs import GumbelQuantizerConfig
@@ -237,3 +240,21 @@ def test_a_tokenizer_that_theirs_cannot_be_is_refused(tmp_path: Path) -> None:
         export_folder(tmp_path, tmp_path / "ours.ckpt")
     with pytest.raises(DataError, match="holds no tokenizer"):
         export_folder(tmp_path / "elsewhere", tmp_path / "ours.ckpt")
+
+
+def test_lpips_made_anew_is_what_theirs_saves() -> None:
+    with peers.random_vgg_weights():
+        found = lpips_weights()
+    expected = peers.taming_lpips().state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_command_line_reports_and_fails_with_an_exit_code(imported: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    done = run(app, ["import", str(imported / "again.ckpt"), "--out", str(tmp_path / "ours")])
+    assert (done.exit_code, done.output.splitlines()[0]) == (0, f"{imported / 'again.ckpt'}: 204 tensors")
+    done = run(app, ["export", str(tmp_path / "ours"), "--out", str(tmp_path / "back.ckpt")])
+    assert (done.exit_code, (tmp_path / "back.yaml").exists()) == (0, True)
+    failed = run(app, ["import", str(tmp_path / "none.ckpt"), "--out", str(tmp_path / "ours")])
+    assert (failed.exit_code, failed.stderr.startswith("error: there is no checkpoint")) == (3, True)
