@@ -79,7 +79,8 @@ def main(
     ] = None,
     stages: Annotated[str, typer.Option(help="Which stages: all | a,b | a..c")] = "all",
     config: Annotated[Path, typer.Option(help="The experiment's YAML file.")] = Path("configs/emoji.yaml"),
-    workdir: Annotated[str, typer.Option(help="Folder or URL for all results.")] = "runs",
+    smoke: Annotated[bool, typer.Option("--smoke", help="The config's tiny version, to see that it runs.")] = False,
+    workdir: Annotated[str | None, typer.Option(help="Folder or URL for all results. Default: runs")] = None,
     force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Redo it though finished.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why; run nothing.")] = False,
     status: Annotated[
@@ -93,7 +94,7 @@ def main(
     """Shard pictures, train a tokenizer, encode, train a prior, sample, evaluate. The same command again resumes."""
     options = Options(
         stages=stages,
-        workdir=workdir,
+        workdir=workdir or (f"runs/smoke/{config.stem}" if smoke else "runs"),
         name=config.stem,
         force=tuple(force or ()),
         dry_run=dry_run,
@@ -104,7 +105,7 @@ def main(
         tracking=not no_tracking,
         command="python run_pipeline.py " + shlex.join(sys.argv[1:]),
     )
-    raise typer.Exit(run_session(options, lambda: load_config(Config, config, overrides or ()), build))
+    raise typer.Exit(run_session(options, lambda: load_config(Config, config, overrides or (), smoke=smoke), build))
 
 
 if __name__ == "__main__":

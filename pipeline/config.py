@@ -56,10 +56,14 @@ class TrackingConfig(StrictModel):
 
 Model = TypeVar("Model", bound=BaseModel)
 
+SMOKE = "smoke"
+"""The section of a file that only a smoke run reads."""
 
-def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+
+def load_config(model: type[Model], path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Model:
     """Read a YAML file, apply `section.key=value` overrides and validate.
 
+    With `smoke` the file's section of that name, the same experiment made tiny, is laid over the rest before.
     Raises ConfigError naming file, key, value and remedy.
     """
     try:
@@ -71,6 +75,11 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -
     if not isinstance(tree, dict | None):
         raise ConfigError(f"config {path} must be a mapping of sections, not {type(tree).__name__}")
     tree = tree or {}
+    tiny = tree.pop(SMOKE, None)
+    if smoke:
+        if not isinstance(tiny, dict):
+            raise ConfigError(f"config {path} has no section {SMOKE}: write one, with the keys that make it tiny")
+        tree = _laid_over(tree, tiny)
     for override in overrides:
         _apply(tree, override)
     return validate(model, tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
@@ -93,6 +102,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _laid_over(tree: Any, over: Any) -> Any:
+    """`tree` with the keys of `over`, section by section; a value, or a section of another `kind`, replaces all."""
+    if not (isinstance(tree, Mapping) and isinstance(over, Mapping)):
+        return over
+    if over.get("kind", tree.get("kind")) != tree.get("kind"):
+        return over
+    return {**tree, **{key: _laid_over(tree.get(key), value) for key, value in over.items()}}
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -105,11 +105,13 @@ def make_packer(config: ShardConfig, root: Path | None, device: str) -> Worker:
     from stages.data.digits import read_digit
     from stages.data.images import Preparation
     from stages.data.packing import FileReader, Packer
+    from stages.data.photographs import read_photograph
     from stages.data.sources import source_root
 
     keys = ("image_size", "channels", "crop", "min_size", "max_pixels", "frames")
     preparation = Preparation(**{key: getattr(config, key) for key in keys})
-    read = read_digit if config.source.kind == "mnist" else FileReader(root or source_root(config.source))
+    tables = {"mnist": read_digit, "photographs": read_photograph}  # what is no file of its own
+    read = tables.get(config.source.kind) or FileReader(root or source_root(config.source))
     return Packer(read, preparation, config.image_format, config.alpha)
 
 

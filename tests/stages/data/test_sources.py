@@ -10,20 +10,24 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import DataError
 from stages.data.digits import digits_folder, read_digit
 from stages.data.emoji import _joined, emoji_folder
 from stages.data.images import decode_image
+from stages.data.photographs import PHOTOGRAPHS, photographs_folder, read_photograph
 from stages.data.sources import (
     EmojiSource,
     FolderSource,
     ListSource,
     MnistSource,
+    PhotographsSource,
     Picture,
     SourceConfig,
     attribution,
@@ -271,3 +275,18 @@ def mnist_table() -> tuple[list[list[int]], list[str]]:
     with gzip.open(digits_folder() / "mnist_5k.csv.gz", "rt") as file:
         rows = list(csv.reader(file))
     return [list(map(int, row[:-1])) for row in rows], [row[-1] for row in rows]
+
+
+def test_photographs_are_square_pieces_with_maps_of_their_shape() -> None:
+    pictures = read(PhotographsSource())
+    assert Counter(picture.label for picture in pictures) == dict.fromkeys(PHOTOGRAPHS, 16)
+    coffee = next(picture for picture in pictures if picture.path == "coffee-07.png")
+    assert (coffee.caption, [it.kind for it in coffee.maps]) == ("a piece of coffee", ["segmentation", "depth"])
+    whole_HWC = np.asarray(Image.open(photographs_folder() / "coffee.png"))  # 400 high, 600 wide: row 1, column 3
+    piece_HWC = decode_image(read_photograph("coffee-07.png", 0, ""), 3)
+    np.testing.assert_array_equal(piece_HWC, whole_HWC[100:200, 400:500])
+    segmentation, depth = (decode_image(read_photograph(it.path, 0, ""), 1) for it in coffee.maps)
+    assert segmentation.shape == depth.shape == (100, 100, 1)
+    assert segmentation.max() < 8 and len(np.unique(segmentation)) > 2
+    assert abs(depth.mean() - np.asarray(Image.fromarray(piece_HWC).convert("L")).mean()) < 2
+    assert "CC0" in (attribution(PhotographsSource()) or "")
