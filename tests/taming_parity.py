@@ -130,7 +130,7 @@ def measure(sizes: Sizes, theirs: Any, folder: Path, dtype: torch.dtype) -> Iter
             *compare_gpt(sizes, theirs, folder),
         )
         for name, ours, expected in rows:
-            yield name, (float((ours - expected).abs().max()), float(expected.abs().max()))
+            yield name, (float((ours - expected).detach().abs().max()), float(expected.detach().abs().max()))
     finally:
         torch.set_default_dtype(torch.float32)
 
