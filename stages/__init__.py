@@ -3,11 +3,12 @@
     folder | list | packaged set
         |  shard      check, resize, encode         -> train-*.tar, val-*.tar, index, contact sheet
         |  tokenizer  VQGAN on a gang of ranks      -> encoder, codebook, decoder
-        |  encode     pictures to codes             -> one Parquet table of tokens a shard
+        |  maps, cond_tokenizer: the same once more for a spatial condition, a map beside each picture
+        |  encode     pictures, conditions to codes -> one Parquet table of tokens a shard
         |  prior      GPT or other, on the tokens   -> the generator's second half
         |  sample     draw tokens, decode           -> pictures in the shard format, grids
         v  evaluate   judge all of it               -> report.json, report.html
 
-Each stage module holds its config and a short work function, which imports its loop when called: `training/`,
-`sampling/` and `metrics/` do the work, `models/` and `data/` know nothing of ranks, devices or stages.
+Each stage module holds its config and a short work function, which imports its loop when called: `encoding/`,
+`training/`, `sampling/` and `metrics/` do the work, `models/` and `data/` know nothing of ranks, devices or stages.
 """

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from pipeline.artifacts import Artifact, Metrics
 from pipeline.config import StrictModel
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import StageError
 from pipeline.manifest import UnitRecord
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
@@ -82,10 +82,16 @@ def sample(
     Conditions other than classes are taken from `tokens`; `maps` shows the spatial ones beside the samples.
     """
     from stages.models.priors.configs import PriorDescription
+    from stages.sampling.choice import check_choice, chosen_classes, only_classes
 
     described = PriorDescription.model_validate(prior.read_json("config.json"))
-    _check(config, described, tokenizer)
-    classes = chosen_classes(config, described)
+    if tokenizer.digest != described.tokenizer:
+        raise StageError(
+            f"the prior learned tokens of tokenizer {described.tokenizer[:12]}, this one is {tokenizer.digest[:12]}: "
+            "run --stages encode,prior"
+        )
+    check_choice(described, classes=config.classes, captions=config.captions, guidance=config.guidance)
+    classes = chosen_classes(described, config.classes)
     given = None if only_classes(described) else _given(config, described, tokens)
     if config.num_samples % config.samples_per_unit:
         output.warn(
@@ -174,18 +180,6 @@ def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Pa
     return {"samples": len(ids), "log_likelihood": float(drawn.log_likelihood_N.sum())}
 
 
-def only_classes(prior: PriorDescription) -> bool:
-    """Whether a prior is told nothing but classes, or nothing at all."""
-    return set(prior.kinds) <= {"class"}
-
-
-def chosen_classes(config: SampleConfig, prior: PriorDescription) -> tuple[str, ...]:
-    """The names of the classes to draw in turn; none where samples are drawn from more than classes."""
-    if not (only_classes(prior) and prior.kinds):
-        return ()
-    return prior.classes if config.classes is None else config.classes
-
-
 def _given(config: SampleConfig, prior: PriorDescription, tokens: Artifact | None) -> Given:
     """The conditions to draw from, in turn."""
     from stages.data.captions import Captions
@@ -196,36 +190,6 @@ def _given(config: SampleConfig, prior: PriorDescription, tokens: Artifact | Non
         return Given.held_out(tokens)
     captions = Captions(tokens.local("captions.json").read_text())
     return Given.of_captions(config.captions, prior.vocabulary, captions)
-
-
-def _check(config: SampleConfig, prior: PriorDescription, tokenizer: Artifact) -> None:
-    """Raise ConfigError or StageError where something does not fit."""
-    if tokenizer.digest != prior.tokenizer:
-        raise StageError(
-            f"the prior learned tokens of tokenizer {prior.tokenizer[:12]}, this one is {tokenizer.digest[:12]}: "
-            "run --stages encode,prior"
-        )
-    told = ", ".join(prior.kinds) or "nothing"
-    if config.classes is not None and not only_classes(prior):
-        raise ConfigError(
-            f"sample.classes: this prior is told of {told}, and a class alone is not what it knows: leave the key out, "
-            "and samples are drawn from the conditions of held-out pictures"
-        )
-    if config.captions is not None and "caption" not in prior.kinds:
-        raise ConfigError(
-            f"sample.captions: this prior is told of {told}, not of captions: train it with condition=caption"
-        )
-    classes = prior.classes if "class" in prior.kinds else ()
-    unknown = sorted(set(config.classes or ()) - set(classes))
-    if unknown:
-        known = ", ".join(classes) or "none, it was trained without classes"
-        raise ConfigError(f"sample.classes: the prior knows no {', '.join(unknown)}; it knows {known}")
-    if config.guidance != 1 and not (prior.kinds and prior.model.condition_dropout):
-        reason = "prior.model.condition_dropout was 0" if prior.kinds else "it has no condition"
-        raise ConfigError(
-            f"sample.guidance={config.guidance} needs a prior that also learned to go without a condition, but "
-            f"{reason}: set sample.guidance=1, or train the prior with a condition and condition_dropout=0.1"
-        )
 
 
 def _local_folder(artifact: Artifact) -> Path:

@@ -1,6 +1,6 @@
 """Starts the discriminator badly, with the guard rails and without, and says what became of the reconstructions.
 
-    python -m tests.bad_start
+    python -m tests.bad_start [--curves FILE.svg]
 
 trains a small tokenizer a few hundred steps on some hundred emoji of 32x32: with the default adversarial weight, the
 published one and one of 10, with the rails (warm-up, ramp, cap) and without. In each run one batch is NaN; a last run
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline.artifacts import Artifact, Source
@@ -76,8 +78,8 @@ def emoji_shards(folder: Path, every: int) -> Artifact:
     return run_stage(stage, {"source": source}, str(folder / "runs"), LocalRuntime())
 
 
-def run(case: Case, shards: Artifact, folder: Path, steps: int, threads: int) -> None:
-    """Train, and print what happened."""
+def run(case: Case, shards: Artifact, folder: Path, steps: int, threads: int) -> list[dict[str, float]]:
+    """Train, print what happened, and return the measured rows."""
     config = TokenizerConfig(
         model=TokenizerModelConfig(
             backbone=LightBackboneConfig(channels=(16, 32, 64), residual_blocks=(0, 1, 1)),
@@ -107,6 +109,7 @@ def run(case: Case, shards: Artifact, folder: Path, steps: int, threads: int) ->
         except StageError as error:
             ended = str(error)
     report(case, config, trainer, session.history, reporter.warnings, ended)
+    return session.history
 
 
 def report(
@@ -130,12 +133,28 @@ def report(
         print(f"    reported: {line}")
 
 
+def draw_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Held-out PSNR and adaptive weight of every run over its steps."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = {"validation/psnr": "held-out PSNR, dB", "train/adaptive_weight": "adaptive weight"}
+    for axes, (key, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name, rows in runs.items():
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            axes.plot(*zip(*points, strict=True), label=name, marker=".")
+        axes.axvline(START, color="grey", linestyle=":")
+        axes.set(title=title, xlabel="step; dotted: the discriminator starts")
+    axes.set_yscale("log")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--every", type=int, default=3, help="take one of so many emoji")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--curves", type=Path, help="draw PSNR and adaptive weight into this file")
     options = parser.parse_args()
     one = range(START + 120, START + 121)
     cases = [
@@ -149,8 +168,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = emoji_shards(Path(name), options.every)
         print(f"{shards.read_json('dataset.json')['num_train']} pictures to train on", flush=True)
-        for case in cases:
-            run(case, shards, Path(name), options.steps, options.threads)
+        runs = {case.name: run(case, shards, Path(name), options.steps, options.threads) for case in cases}
+    if options.curves:
+        draw_curves(options.curves, runs)
 
 
 if __name__ == "__main__":

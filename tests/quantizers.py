@@ -55,7 +55,7 @@ COLUMNS = {
     "perplexity": "{:.0f}",
     "bits a picture": "{:.0f}",
 }
-CALIBRATION_STEPS = 60
+CALIBRATION_STEPS = (60, 180)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def load_prior_start(config: PriorConfig, corpus: TokenCorpus) -> tuple[dict[str
     pairs = {
         "tokenizer.model.quantizer.num_codes": (now.codebook_size, then.codebook_size),
         "shard.image_size, in tokens": (now.grid, then.grid),
-        "shard.source, in classes": (len(now.classes), len(then.classes)),
+        "condition": (_told(now), _told(then)),
     }
     complaints += [_line(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
     _refuse("prior", config.from_checkpoint, complaints)
@@ -106,6 +106,11 @@ def load_prior_start(config: PriorConfig, corpus: TokenCorpus) -> tuple[dict[str
             "they are taken in this order"
         )
     return start.weights, tuple(remarks)
+
+
+def _told(description: PriorDescription) -> str:
+    """The condition tokens, in words."""
+    return ", ".join(f"{it.kind} ({it.length} tokens of {it.size} values)" for it in description.condition)
 
 
 def _differences(section: str, now: StrictModel, then: StrictModel) -> list[str]:

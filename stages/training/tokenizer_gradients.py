@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.runtime import Rank
-from stages.models.dropout import sample_keys
 from stages.models.losses.perceptual import FrozenDistance
-from stages.models.quantizers.quantizer import Place, Statistics, StepKeys
+from stages.models.quantizers.quantizer import Statistics, StepKeys
 from stages.models.tokenizer import Tokenizer, TokenizerOutput
 from stages.training.adversarial import (
     PictureGradient,
@@ -32,6 +31,7 @@ from stages.training.adversarial import (
     through_last_layer,
 )
 from stages.training.checkpoints import reseed
+from stages.training.codebook_terms import CodebookTerms
 from stages.training.fabric import Fabric, accumulating, all_reduce_sum, autocast
 from stages.training.tokenizer_config import TokenizerConfig
 from stages.training.tokenizer_state import Networks, TokenizerState
@@ -123,8 +123,8 @@ class StepGradients:
                 self._reseed(number)
             with accumulating(self.fabric, self.networks.generator, self.alone or number < len(parts) - 1):
                 with autocast(self.fabric, self.config.precision):
-                    output: TokenizerOutput = self.networks.generator(part_BCHW, self._keys(part_BCHW, number))
-                    codebook_loss_B = self._codebook_loss(output, soft_counts_GK)
+                    output: TokenizerOutput = self.networks.generator(part_BCHW, self._keys(number, part_BCHW))
+                    codebook_loss_B = self._codebook.loss(output, soft_counts_GK)
                     if look is None:
                         objective, terms = self._objective(part_BCHW, output, codebook_loss_B, adversarial_weight)
                     else:
@@ -142,7 +142,7 @@ class StepGradients:
             pictures.append(output.x_hat_BCHW.detach())
             vectors.append(output.z_BCHW)
             indices.append(output.indices_BHW)
-        statistics = self._statistics(torch.cat(vectors), torch.cat(indices))
+        statistics = self._codebook.statistics(torch.cat(vectors), torch.cat(indices))
         return torch.cat(pictures), StepNumbers(shares, whole, statistics)
 
     def _objective(
@@ -167,12 +167,12 @@ class StepGradients:
         tokenizer, config = self.state.tokenizer, self.config.losses.discriminator
         gradients: list[PictureGradient] = []
         pushed = torch.zeros(2, *tokenizer.last_layer_weight.shape, device=self.fabric.device)
-        soft_counts: list[Tensor | None] = []
+        soft_counts: list[Tensor] = []
         for number, part_BCHW in enumerate(parts):
             self._reseed(number)
             with autocast(self.fabric, self.config.precision):
-                x_hat_BCHW, counted = reconstruct_with_last_layer(tokenizer, part_BCHW, self._keys(part_BCHW, number))
-                soft_counts.append(counted)
+                x_hat_BCHW, counted = reconstruct_with_last_layer(tokenizer, part_BCHW, self._keys(number, part_BCHW))
+                soft_counts += [] if counted is None else [counted]
                 gradients.append(
                     picture_gradient(
                         part_BCHW,
@@ -186,37 +186,20 @@ class StepGradients:
                 pushed += through_last_layer(x_hat_BCHW, gradients[-1], tokenizer.last_layer_weight)
         pushed = self._sum_over_ranks(pushed)
         ratio = adaptive_weight(pushed, delta=config.adaptive_delta, cap=config.adaptive_cap)
-        return FirstLook(gradients, ratio, self._total(soft_counts))
+        return FirstLook(gradients, ratio, self._codebook.total(soft_counts) if soft_counts else None)
 
     def _soft_counts(self, parts: Sequence[Tensor]) -> Tensor | None:
         """The soft counts of the global batch, by a pass of the encoder without a graph, of quantizers with such."""
         tokenizer = self.state.tokenizer
         if not tokenizer.quantize.looks_at_batches:
             return None
-        counted: list[Tensor | None] = []
+        soft_counts: list[Tensor] = []
         for number, part_BCHW in enumerate(parts):
             self._reseed(number)
             with torch.no_grad(), autocast(self.fabric, self.config.precision):
                 z_BCHW = tokenizer.quant_conv(tokenizer.encoder(part_BCHW))
-                counted.append(tokenizer.quantize(z_BCHW, self._keys(part_BCHW, number)).soft_counts_BGK)
-        return self._total(counted)
-
-    def _codebook_loss(self, output: TokenizerOutput, soft_counts_GK: Tensor | None) -> Tensor:
-        """What the quantizer adds to each picture's loss; soft counts of the global batch, unless all is seen at once.
-
-        Collective in that case, for quantizers that have such.
-        """
-        if output.soft_counts_BGK is None:
-            return output.codebook_loss_B
-        if soft_counts_GK is None:
-            soft_counts_GK = self._total([output.soft_counts_BGK.detach()])
-        assert soft_counts_GK is not None
-        return output.codebook_loss_B + self.state.tokenizer.quantize.batch_loss(output.soft_counts_BGK, soft_counts_GK)
-
-    def _total(self, soft_counts: Sequence[Tensor | None]) -> Tensor | None:
-        """The sum over pictures, micro-batches and ranks."""
-        counted = [counts_BGK.sum(dim=0) for counts_BGK in soft_counts if counts_BGK is not None]
-        return self._sum_over_ranks(torch.stack(counted).sum(dim=0)) if counted else None
+                soft_counts.append(tokenizer.quantize(z_BCHW, self._keys(number, part_BCHW)).soft_counts_BGK)
+        return self._codebook.total(soft_counts)
 
     def _of_discriminator(self, x_BCHW: Tensor, x_hat_BCHW: Tensor) -> Terms:
         """Backward through the discriminator; its loss terms."""
@@ -237,29 +220,14 @@ class StepGradients:
             _add(shares, terms)
         return shares
 
-    def _statistics(self, z_BCHW: Tensor, indices_BHW: Tensor) -> Statistics:
-        """The codebook's statistics of the global batch."""
-        places = indices_BHW[0].numel()
-        place = Place(
-            first=self._first * places,
-            num_vectors=self.config.batch_size * places,
-            seed=self.config.seed,
-            step=self.state.step,
-        )
-        statistics = self.state.tokenizer.quantize.statistics(z_BCHW, indices_BHW, place)
-        return statistics.like(self._sum_over_ranks(statistics.flat()))
-
     @property
-    def _first(self) -> int:
-        """Place of this rank's first picture in the global batch."""
-        return self.config.batch_size * self.rank.rank // self.rank.world
+    def _codebook(self) -> CodebookTerms:
+        quantizer = self.state.tokenizer.quantize
+        return CodebookTerms(quantizer, self.config, self.rank, self.state.step, self._sum_over_ranks)
 
-    def _keys(self, part_BCHW: Tensor, number: int) -> StepKeys:
+    def _keys(self, number: int, part_BCHW: Tensor) -> StepKeys:
         """The keys of the pictures of micro-batch `number`."""
-        seed, step = self.config.seed, self.state.step
-        first = step * self.config.batch_size + self._first + number * self.micro_batch
-        positions_B = torch.arange(first, first + len(part_BCHW), device=part_BCHW.device)
-        return StepKeys(step, sample_keys(seed, positions_B))
+        return self._codebook.keys(number * self.micro_batch, part_BCHW)
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return tensor if self.alone else all_reduce_sum(self.fabric, tensor)

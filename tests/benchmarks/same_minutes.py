@@ -4,9 +4,10 @@
 
 Both see the emoji of configs/emoji.yaml at 64 px through 8x8 tokens of 512 codes, in the same order, one after the
 other on all cores, and are judged on the same held-out pictures by our metrics.
-Ours is the demo's config and training loop. A short run first measures the seconds of a step; the number of steps that
-fill the minutes follows, and what the config counts in steps (learning-rate schedule, the discriminator's start, its
-warm-up and ramp, validations) is scaled with it. Start-up, checkpoints and validations are within its time.
+Ours is the demo's config and training loop. Two short runs first measure the seconds of a step and of what a run does
+once; the number of steps that fill the minutes follows, and what the config counts in steps (learning-rate schedule,
+the discriminator's start, its warm-up and ramp, validations) is scaled with it. Start-up, checkpoints and validations
+are within its time.
 taming is its VQModel with its loss, discriminator and optimizers, in the order of its trainer, for the seconds that
 ours took; nothing but training takes any of them. What its users choose is chosen in its favour: see `TAMING`.
 The last line is a JSON object with `psnr_ours`, `psnr_taming` (dB, higher is better), `kid_ours` and `kid_taming`
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,7 @@ DISCRIMINATOR = {"disc_start": 10_000, "disc_weight": 0.8, "disc_ndf": 16, "disc
 BATCH = 8
 LEARNING_RATE = 5e-4
 """The best after 100 s of this, 2e-4 and the published 4.5e-6 a picture; 16 pictures at once were no better."""
-CALIBRATION_STEPS = 120
-MARGIN = 0.97
-"""Share of the minutes to fill with steps of the measured speed: what a run does once is not among them."""
+CALIBRATION_STEPS = (120, 600)
 
 
 def main() -> None:
@@ -110,17 +108,11 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-@dataclass
-class Speedometer:
-    """Takes what a training loop says and keeps its speed."""
-
-    rates: list[float] = field(default_factory=list)
-    """Pictures a second, over each stretch of `record_every` steps."""
+class Screen:
+    """Takes what a training loop says; prints some of it."""
 
     def progress(self, done: int, total: int, numbers: Mapping[str, float]) -> None:
-        if "pictures_per_second" in numbers:
-            self.rates.append(numbers["pictures_per_second"])
-        if len(self.rates) % 20 == 0:
+        if done % 400 == 0:
             shown = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
             print(f"ours    step {done} of {total}: {shown}", flush=True)
 
@@ -139,19 +131,17 @@ class Speedometer:
 
 def train_ours(config: TokenizerConfig, shards: Artifact, place: Path, budget: float) -> tuple[Tokenizer, float, int]:
     """Train the demo's tokenizer for about `budget` seconds; return it, the seconds it took, the pictures it saw."""
-    steps = steps_that_fill(budget, config, shards, place / "calibration")
-    result, seconds = run_ours(scaled(config, steps), shards, place / "training", Speedometer())
+    steps = steps_that_fill(budget, config, shards, place)
+    result, seconds = run_ours(scaled(config, steps), shards, place / "training")
     return Tokenizer.load(result), seconds, steps * config.batch_size
 
 
-def run_ours(
-    config: TokenizerConfig, shards: Artifact, folder: Path, speed: Speedometer, threads: int | None = None
-) -> tuple[Path, float]:
+def run_ours(config: TokenizerConfig, shards: Artifact, folder: Path, threads: int | None = None) -> tuple[Path, float]:
     """Train from nothing; return the result's folder and the seconds it took."""
     runtime = LocalRuntime(cluster=ClusterConfig(threads=threads))
     job = TokenizerJob(config, shards, Folder.at(folder), runtime.cluster)
     start = time.perf_counter()
-    trained = runtime.run_gang(partial(train_tokenizer_loop, job), speed, 1)
+    trained = runtime.run_gang(partial(train_tokenizer_loop, job), Screen(), 1)
     return folder / trained["result"], time.perf_counter() - start
 
 
@@ -159,17 +149,18 @@ def steps_that_fill(
     budget: float,
     config: TokenizerConfig,
     shards: Artifact,
-    folder: Path,
-    calibration_steps: int = CALIBRATION_STEPS,
+    place: Path,
+    short_runs: tuple[int, int] = CALIBRATION_STEPS,
     threads: int | None = None,
 ) -> int:
-    """The number of steps that take about `budget` seconds, by the speed of a short run."""
-    speed = Speedometer()
-    run_ours(scaled(config, calibration_steps), shards, folder, speed, threads)
-    stretches = speed.rates[1:]  # the first one has the start in it
-    seconds_of_step = config.batch_size * sum(1 / rate for rate in stretches) / len(stretches)
-    steps = max(round(MARGIN * budget / seconds_of_step), calibration_steps // 2)
-    print(f"ours    {seconds_of_step:.4f} s a step in a run of {calibration_steps}: {steps} steps", flush=True)
+    """The number of steps that take about `budget` seconds, by the time of two short runs."""
+    fewer, more = (
+        run_ours(scaled(config, steps), shards, place / f"calibration-{steps}", threads)[1] for steps in short_runs
+    )
+    seconds_of_step = (more - fewer) / (short_runs[1] - short_runs[0])
+    once = more - short_runs[1] * seconds_of_step
+    steps = max(round((budget - once) / seconds_of_step), short_runs[0])
+    print(f"ours    {seconds_of_step:.4f} s a step and {once:.1f} s once: {steps} steps", flush=True)
     return steps
 
 
@@ -251,7 +242,7 @@ class PerceptualLoss(nn.Module):
 def alone() -> Rank:
     """The only rank of a gang on the CPU."""
     found: list[Rank] = []
-    LocalRuntime().run_gang(lambda rank, reporter: found.append(rank), Speedometer(), 1)
+    LocalRuntime().run_gang(lambda rank, reporter: found.append(rank), Screen(), 1)
     return found[0]
 
 

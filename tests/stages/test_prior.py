@@ -135,7 +135,8 @@ def test_no_training_tokens_is_an_error_of_the_data(tmp_path: Path) -> None:
         ({"learning_rate": 1e-5}, "min_learning_rate 0.0001 is above learning_rate 1e-05"),
         ({"schedule_steps": 100, "warmup_steps": 100}, "schedule_steps 100 ends before warmup_steps 100"),
         ({"precission": "bf16"}, "unknown key; did you mean precision"),
-        ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
+        ({"steps": 0}, "steps 0 trains nothing: raise it, or set from_checkpoint"),
+        ({"steps": -1}, "steps: Input should be greater than or equal to 0"),
     ],
 )
 def test_contradictions_in_the_config_name_the_remedy(keys: dict[str, Any], message: str) -> None:

@@ -32,6 +32,7 @@ def corpus(tmp_path: Path) -> Path:
             keys=["a", "b"],
             labels=[0, 0],
             captions=["", ""],
+            condition_NC=np.zeros((2, 1), np.int64),
             variants=[0, 0],
             tokens_NT=np.array(codes).reshape(2, 2),
             metadata={"tokenizer": "3fa9", "codebook_size": "12"},

@@ -18,6 +18,7 @@ class FSQQuantizer(Quantizer):
     """The codes are a lattice in [-1, 1]**C; nothing of it is learnt."""
 
     levels_C: Tensor
+    half_C: Tensor
     strides_C: Tensor
 
     def __init__(self, config: FSQQuantizerConfig) -> None:
@@ -25,6 +26,7 @@ class FSQQuantizer(Quantizer):
         self.num_codes, self.dim = config.num_codes, config.dim
         levels_C = torch.tensor(config.levels)
         self.register_buffer("levels_C", levels_C, persistent=False)
+        self.register_buffer("half_C", (levels_C // 2).to(torch.get_default_dtype()), persistent=False)
         # The first number counts fastest, as in the paper's code.
         self.register_buffer("strides_C", torch.cumprod(levels_C, 0) // levels_C, persistent=False)
 
@@ -33,7 +35,7 @@ class FSQQuantizer(Quantizer):
         with exact(z_BCHW):
             bounded_BCHW = self._bounded(z_BCHW)
             rounded_BCHW = bounded_BCHW + (bounded_BCHW.round() - bounded_BCHW).detach()
-            z_q_BCHW = rounded_BCHW / self._across(self.levels_C // 2)
+            z_q_BCHW = rounded_BCHW / self._across(self.half_C)
             return Quantized(z_q_BCHW, z_q_BCHW.new_zeros(len(z_BCHW)), self._numbers(bounded_BCHW.detach()))
 
     @torch.no_grad()
@@ -44,9 +46,9 @@ class FSQQuantizer(Quantizer):
 
     def embed(self, indices_BHW: Tensor) -> Tensor:
         """The lattice points of these numbers: indices_BHW -> z_q_BCHW."""
-        half_C = self.levels_C // 2
         places_BCHW = indices_BHW[:, None] // self._across(self.strides_C) % self._across(self.levels_C)
-        return (places_BCHW - self._across(half_C)).to(torch.get_default_dtype()) / self._across(half_C)
+        half_C = self._across(self.half_C)
+        return (places_BCHW - half_C) / half_C
 
     def _bounded(self, z_BCHW: Tensor) -> Tensor:
         """Each number between its outermost levels, which are integers: L of them from -(L // 2) on."""

@@ -64,7 +64,7 @@ class LookupFreeQuantizer(Quantizer):
     def embed(self, indices_BHW: Tensor) -> Tensor:
         """The signs of these numbers: indices_BHW -> z_q_BCHW."""
         bits_BCHW = indices_BHW[:, None] // self.strides_C.view(1, -1, 1, 1) % 2
-        return bits_BCHW.to(torch.get_default_dtype()) * 2 - 1
+        return bits_BCHW.to(self.corners_IK.dtype) * 2 - 1
 
     def batch_loss(self, soft_counts_BGK: Tensor, total_GK: Tensor) -> Tensor:
         """Each picture's share of -entropy_weight * diversity * H(E[p]).

@@ -63,7 +63,7 @@ def test_a_tokenizer_of_label_maps_learns_them() -> None:
         assert output.x_hat_BCHW.shape == (2, LABELS, 8, 8)
         loss = label_cross_entropy(output.x_hat_BCHW, x_B1HW).mean()
         optimizer.zero_grad()
-        (loss + output.commitment_B.mean()).backward()
+        (loss + output.codebook_loss_B.mean()).backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 3

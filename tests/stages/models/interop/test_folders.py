@@ -133,7 +133,7 @@ def test_an_imported_transformer_has_their_logits_and_exports_to_their_bytes(net
     ours = load_prior(place / "ours" / "prior")
     tokens_BT = torch.randint(0, 40, (3, 64), generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([0, 4, 2])
-    start_BC = labels_B[:, None] if ours.vocabulary.num_classes else torch.full((3, 1), 2)
+    start_BC = labels_B[:, None] if ours.vocabulary.segments[0].size else torch.full((3, 1), 2)
     with torch.no_grad():
         expected_BTV = theirs.transformer(torch.cat([start_BC, tokens_BT], dim=1)[:, :-1])[0]
         found_BTV = ours(ours.vocabulary.condition(labels_B), tokens_BT)

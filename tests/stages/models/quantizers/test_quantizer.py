@@ -108,6 +108,15 @@ def test_half_precision_around_a_quantizer_does_not_reach_into_it(config: Any) -
     assert torch.equal(found.codebook_loss_B, plain.codebook_loss_B)
 
 
+@every_kind
+def test_a_quantizer_in_double_precision_stays_in_it(config: Any) -> None:
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config).double()
+    found = quantizer(torch.randn(3, config.dim, 4, 5, dtype=torch.float64))
+    assert found.z_q_BCHW.dtype == quantizer.embed(found.indices_BHW).dtype == torch.float64
+    torch.testing.assert_close(quantizer.embed(found.indices_BHW), found.z_q_BCHW, rtol=1e-9, atol=1e-12)
+
+
 def test_a_quantizer_without_a_kind_is_the_moving_average() -> None:
     model = TokenizerModelConfig.model_validate({"quantizer": {"num_codes": 32, "dim": 8}})
     assert model.quantizer == EMAQuantizerConfig(num_codes=32, dim=8)
