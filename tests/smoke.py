@@ -1,4 +1,4 @@
-"""Runs the smoke version of every config, or of those named, and prints how long each took and how it ended.
+"""Runs the smoke version of every config, or of those named; prints the seconds of each, those of CPUs, its exit code.
 
     python -m tests.smoke [emoji_text superres ...]
 
@@ -9,6 +9,7 @@ said is printed. The exit code is the number of those that failed.
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,12 @@ def run_smoke(name: str, workdir: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def cpu_seconds() -> float:
+    """What the processes that have ended spent."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> int:
     """Run them one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,13 +47,14 @@ def main() -> int:
     unknown = sorted(set(names) - set(CONFIGS))
     if unknown:
         parser.error(f"there is no config {', '.join(unknown)}: choose of {', '.join(CONFIGS)}")
-    print(f"{'config':24}{'seconds':>8}{'exit code':>11}")
+    print(f"{'config':24}{'seconds':>8}{'of CPUs':>9}{'exit code':>11}")
     failures = 0
     for name in names:
         with tempfile.TemporaryDirectory(prefix="smalti-smoke-") as folder:
-            started = time.monotonic()
+            started, spent = time.monotonic(), cpu_seconds()
             done = run_smoke(name, Path(folder))
-        print(f"{name:24}{time.monotonic() - started:8.0f}{done.returncode:11}", flush=True)
+        seconds, spent = time.monotonic() - started, cpu_seconds() - spent
+        print(f"{name:24}{seconds:8.0f}{spent:9.0f}{done.returncode:11}", flush=True)
         if done.returncode:
             failures += 1
             print((done.stdout + done.stderr)[-3000:], file=sys.stderr)
