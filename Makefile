@@ -4,6 +4,8 @@ BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := .venv/.ready
 DEMO ?=
+# Two workers, a file of tests at a time.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check bench lock clean distclean
 
@@ -11,14 +13,14 @@ demo: $(READY)  ## the whole pipeline on the packaged pictures
 	$(BIN)/python run_pipeline.py --stages all $(DEMO)
 
 test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(READY)  ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow" --durations=0 --durations-min=5
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --durations=0 --durations-min=5
 
 bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
 	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

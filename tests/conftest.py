@@ -6,7 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers of a parallel run share the cores
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+LONGEST_FIRST = "test_end_to_end.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest file, so that parallel workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name != LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")
