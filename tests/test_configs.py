@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import load_config
 from run_pipeline import Config, build
-from tests.smoke import CONFIGS, run_smoke
+from tests.smoke import CONFIGS
+from tests.stages_of import run_stages
 
 MAPS = {
     "emoji_edges": "edges",
@@ -54,9 +54,9 @@ def test_a_smoke_is_the_same_experiment_made_tiny_on_packaged_pictures(name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mnist_pixelcnn", "landscapes_seg"])
-def test_a_smoke_runs_to_its_report(name: str, tmp_path: Path) -> None:
-    done = run_smoke(name, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "evaluate" / "latest" / "report.json").read_text())
-    assert report["figures"]["bits_per_token_held_out"]["value"] > 0
+def test_a_smoke_runs_to_its_report(tmp_path: Path) -> None:
+    """One with maps and the published backbone; `python -m tests.smoke` runs all."""
+    config = load_config(Config, CONFIGS["superres"], ["cluster.threads=1"], smoke=True)
+    figures = run_stages(config, "evaluate", tmp_path)["evaluate"].read_json("report.json")["figures"]
+    assert 0 < figures["bits_per_token_held_out"]["value"] < 12
+    assert figures["obedience_low_resolution"]["samples"] == 16
