@@ -1,4 +1,4 @@
-"""How close the map of a picture comes to the map it was drawn from, and finding the latter.
+"""How close the map of a picture comes to the map it was drawn from.
 
 Legend: N pictures, H height, W width, C channels.
 """
@@ -6,63 +6,48 @@ Legend: N pictures, H height, W width, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, label
 
-from stages.data.condition_config import ComputedMap
+from stages.data.condition_config import AlphaCondition, ComputedMap
 from stages.data.conditions import make_map
-from stages.data.images import decode_image
-from stages.data.shards import ShardReader
-from stages.data.windows import variant_window
-
-if TYPE_CHECKING:
-    from stages.data.shards import Shard
+from stages.data.map_shelf import MapShelf, Target
 
 Picture = NDArray[np.uint8]
-Target = tuple[str, int]
-"""Key of a held-out picture, and which window of it."""
 
-
-@dataclass(frozen=True)
-class MapShelf:
-    """The maps of held-out pictures, by key and window."""
-
-    shards: Sequence[Shard]
-    channels: int
-    size: int
-    """Side in pixels of windows."""
-    seed: int
-    """Of the windows."""
-
-    def read(self, target: Target) -> Picture:
-        """The map [size, size, C]."""
-        key, variant = target
-        reader, place = self._places[key]
-        row = reader.table[place]
-        window = variant_window(key, variant, stored=(row["height"], row["width"]), size=self.size, seed=self.seed)
-        return window.cut(decode_image(reader.read_image(place), self.channels), self.size)
-
-    @cached_property
-    def _places(self) -> dict[str, tuple[ShardReader, int]]:
-        readers = [ShardReader(shard) for shard in self.shards]
-        return {row["key"]: (reader, place) for reader in readers for place, row in enumerate(reader.table)}
+NEARLY_WHITE = 24
+"""How far from white, of 255, a channel of white may be after the tokenizer."""
 
 
 def fidelities(
-    condition: ComputedMap, pictures_NHWC: Picture, targets: Sequence[Target], shelf: MapShelf
+    condition: ComputedMap | AlphaCondition, pictures_NHWC: Picture, targets: Sequence[Target], shelf: MapShelf
 ) -> NDArray[np.float64]:
-    """For each picture how close its map comes to its target: F1 for edges, else PSNR in dB."""
-    measure = edge_f1 if condition.kind == "edges" else map_psnr
-    found = [
-        measure(make_map(condition, picture_HWC), shelf.read(target))
-        for picture_HWC, target in zip(pictures_NHWC, targets, strict=True)
-    ]
+    """For each picture how close its map comes to its target: F1 for edges, IoU for alpha, else PSNR in dB."""
+    measure = {"edges": edge_f1, "alpha": area_iou}.get(condition.kind, map_psnr)
+    found = []
+    for picture_HWC, target in zip(pictures_NHWC, targets, strict=True):
+        map_HWC = opaque_area(picture_HWC) if condition.kind == "alpha" else make_map(condition, picture_HWC)
+        found.append(measure(map_HWC, shelf.read(target)))
     return np.array(found, np.float64)
+
+
+def opaque_area(picture_HWC: Picture) -> Picture:
+    """What seems opaque in a picture whose transparency was laid over white, white on black: [H, W, 1].
+
+    All but the white that can be reached from the border. White at an opaque thing's rim is mistaken for background.
+    """
+    white_HW = np.pad((picture_HWC >= 255 - NEARLY_WHITE).all(2), 1, constant_values=True)
+    regions_HW, _ = label(white_HW)
+    return ((regions_HW != regions_HW[0, 0])[1:-1, 1:-1, None] * 255).astype(np.uint8)
+
+
+def area_iou(found_HWC: Picture, wanted_HWC: Picture) -> float:
+    """Intersection over union of two areas (of alpha, what is more opaque than not); 1 where both are empty."""
+    found_HW, wanted_HW = (map_HWC[:, :, 0] > 127 for map_HWC in (found_HWC, wanted_HWC))
+    union = int((found_HW | wanted_HW).sum())
+    return float((found_HW & wanted_HW).sum() / union) if union else 1.0
 
 
 def edge_f1(found_HWC: Picture, wanted_HWC: Picture) -> float:
