@@ -22,10 +22,12 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.units import Unit
 from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
+from stages.data.map_shelf import MapShelf
 from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
 from stages.metrics.likelihood import token_bits
 from stages.metrics.map_fidelity import fidelities
+from stages.metrics.places import DRAWN_WINDOW, window_place
 from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
@@ -63,6 +65,7 @@ class Measurer:
             "chance": self.chance,
             "obedience": self.obedience,
             "possible": self.possible,
+            "windows": self.windows,
         }[unit.recipe["measure"]]
         with one_thread():
             arrays = measure(unit)
@@ -153,6 +156,23 @@ class Measurer:
                 rebuilt.append(to_uint8(self._tokenizer.reconstruct(to_model_range(batch).to(self.device))))
         condition, shelf = unit.payload["condition"], unit.payload["shelf"]
         return {"own": fidelities(condition, np.concatenate(rebuilt), unit.payload["own"], shelf)}
+
+    def windows(self, unit: Unit) -> Arrays:
+        """Features of a window of each picture of a shard, `rebuilt` by the tokenizer or as it is, and its place."""
+        reader, size, seed = ShardReader(unit.payload["shard"]), unit.recipe["image_size"], unit.recipe["seed"]
+        channels, rebuilt = unit.recipe["channels"], unit.recipe["rebuilt"]
+        places = [window_place(row, DRAWN_WINDOW, size=size, seed=seed) for row in reader.table]
+        cut = MapShelf([unit.payload["shard"]], channels, size, seed)
+        pictures = [cut.read((row["key"], DRAWN_WINDOW)) for row in reader.table]
+        pictures_NHWC = np.stack(pictures) if pictures else np.empty((0, size, size, channels), np.uint8)
+        features = []
+        for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
+            x_BCHW = to_model_range(batch).to(self.device)
+            if rebuilt:
+                with torch.inference_mode():
+                    x_BCHW = round_to_8_bits(self._tokenizer.reconstruct(x_BCHW))
+            features.append(self._features(x_BCHW, unit))
+        return {"features": _stack(features), "places": np.array(places, np.float64).reshape(-1, 2)}
 
     def _features(self, x_BCHW: Tensor, unit: Unit) -> NDArray[np.float32]:
         size = unit.recipe["feature_size"]

@@ -13,17 +13,26 @@ from pydantic import TypeAdapter
 
 from pipeline.storage import canonical_json
 from pipeline.units import Unit
-from stages.data.condition_config import ComputedMap, MapCondition
+from stages.data.condition_config import AlphaCondition, ComputedMap, MapCondition
+from stages.data.map_shelf import MapShelf, Target
 from stages.data.shards import Shard, ShardReader, open_split
 from stages.data.tables import read_table
-from stages.metrics.map_fidelity import MapShelf, Target
-from stages.metrics.obedience import Pictures, caption_obedience, class_obedience, map_obedience
+from stages.metrics.obedience import (
+    Pictures,
+    caption_obedience,
+    class_obedience,
+    coordinate_obedience,
+    map_obedience,
+)
+from stages.metrics.places import Windows, window_place
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
     from stages.metrics.figures import Figure
     from stages.metrics.measured import Measured
 
+Arrays = tuple[str, Mapping[str, NDArray[Any]]]
+"""What a unit of a name measured."""
 Splits = Mapping[str, Sequence[Shard]]
 CONDITION: TypeAdapter[Any] = TypeAdapter(MapCondition)
 
@@ -40,6 +49,10 @@ class Told:
     """By shard of samples: the held-out pictures that they were drawn from; none where they were not."""
     maps: Artifact | None
     window_seed: int
+    has_windows: bool
+    """Whether pictures were cut into more windows than the middle one."""
+    rows: Mapping[str, Mapping[str, Any]]
+    """By key: the rows of the tables of held-out pictures."""
 
     @classmethod
     def read(cls, splits: Splits, tokens: Artifact, samples: Artifact, maps: Artifact | None) -> Told:
@@ -55,8 +68,11 @@ class Told:
                 targets[unit.name] = list(
                     zip(columns["condition_key"], map(int, columns["condition_variant"]), strict=True)
                 )
+        rows = {row["key"]: row for shard in splits["val"] for row in ShardReader(shard).table}
         kinds = tuple(it["kind"] for it in tokens.read_json("tokens.json").get("condition", ()) if it["size"])
-        return cls(kinds or ("class",), captions, targets, maps, int(tokens.recipe["config"].get("seed", 0)))
+        cutting = tokens.recipe["config"]
+        seed, has_windows = int(cutting.get("seed", 0)), int(cutting.get("crops", 1)) > 1
+        return cls(kinds or ("class",), captions, targets, maps, seed, has_windows, rows)
 
     def units(self, splits: Splits, seeing: Mapping[str, Any], seed: int) -> list[Unit]:
         """Units that compare the maps of samples and of reconstructions with those they come from."""
@@ -64,7 +80,9 @@ class Told:
         if self.maps is None or not drawn_from or not drawn_from[0][0]:
             return []
         condition = CONDITION.validate_python(self.maps.recipe["config"])
-        if not isinstance(condition, ComputedMap):  # no picture says by itself what its depth or pose is
+        if not isinstance(
+            condition, ComputedMap | AlphaCondition
+        ):  # no picture says by itself what its depth or pose is
             return []
         channels = self.maps.read_json("dataset.json")["channels"]
         maps = open_split(self.maps, "val")
@@ -86,9 +104,38 @@ class Told:
             found.append(unit("possible", shard, {"own": [(row["key"], 0) for row in ShardReader(shard).table]}))
         return found
 
-    def figures(
-        self, measured: Measured, units: Sequence[tuple[str, Mapping[str, NDArray[Any]]]], seed: int
-    ) -> dict[str, Figure]:
+    def window_units(self, splits: Splits, seeing: Mapping[str, Any], tokenizer: str) -> list[Unit]:
+        """Units that look at a window of each real picture, where samples were drawn for places."""
+        if "coordinates" not in self.kinds or not self.has_windows or not any(map(len, self.targets.values())):
+            return []
+        units = []
+        for split, through in (("train", {"rebuilt": False}), ("val", {"rebuilt": True, "tokenizer": tokenizer})):
+            for shard in splits[split]:
+                recipe = {"measure": "windows", "shard": shard.digest, "seed": self.window_seed, **through, **seeing}
+                units.append(Unit(f"windows-{shard.name}", recipe, {"shard": shard}))
+        return units
+
+    def _coordinates(self, measured: Measured, units: Sequence[Arrays], size: int, seed: int) -> dict[str, Figure]:
+        def windows(split: str, groups_N: NDArray[np.int64]) -> Windows:
+            found = [arrays for unit, arrays in units if unit.startswith(f"windows-{split}")]
+            features_ND, places_N2 = (
+                np.concatenate([arrays[name] for arrays in found]) for name in ("features", "places")
+            )
+            return Windows(features_ND, places_N2, groups_N)
+
+        def places(targets: Sequence[Target]) -> NDArray[np.float64]:
+            found = [window_place(self.rows[key], it, size=size, seed=self.window_seed) for key, it in targets]
+            return np.array(found, np.float64)
+
+        drawn_from = [target for targets in self.targets.values() for target in targets]
+        if not any(unit.startswith("windows") for unit, _ in units) or not all(key for key, _ in drawn_from):
+            return {}
+        other = _others(drawn_from, seed)
+        samples = Windows(measured.samples_ND, places(drawn_from), self._sample_groups(len(drawn_from)))
+        train, held_out = windows("train", measured.train_groups_N), windows("val", measured.held_out_groups_N)
+        return coordinate_obedience(train, held_out, samples, places([other[target] for target in drawn_from]), seed)
+
+    def figures(self, measured: Measured, units: Sequence[Arrays], size: int, seed: int) -> dict[str, Figure]:
         """One figure for each condition that can be found in a picture, beside its like for shuffled conditions."""
         groups_N = self._sample_groups(len(measured.sample_labels_N))
         train = Pictures(measured.train_ND, measured.train_labels_N, self.captions["train"], measured.train_groups_N)
@@ -100,6 +147,7 @@ class Told:
             figures |= class_obedience(train, rebuilt, samples, seed)
         if "caption" in self.kinds:
             figures |= caption_obedience(train, rebuilt, samples, seed)
+        figures |= self._coordinates(measured, units, size, seed)
         own, shuffled, possible = (
             [arrays[name] for unit, arrays in units if unit.startswith(kind)]
             for kind, name in (("obedience", "own"), ("obedience", "shuffled"), ("possible", "own"))

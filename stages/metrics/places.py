@@ -1,0 +1,47 @@
+"""Where in its picture a window lies, and how well that can be seen in what the window shows.
+
+Legend: N windows, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.windows import variant_window
+from stages.metrics.ridge import Ridge
+
+Values = NDArray[np.float64]
+
+DRAWN_WINDOW = 2
+"""The variant that is looked at: the first window that lies anywhere, not mirrored."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Some windows: what they show, and where they lie."""
+
+    features_ND: NDArray[np.float32]
+    places_N2: Values
+    groups_N: NDArray[np.int64]
+    """Windows of one group resemble one another."""
+
+
+def window_place(row: Mapping[str, Any], variant: int, *, size: int, seed: int) -> tuple[float, float]:
+    """(x, y) of a window's middle, in shares of the sides of its picture, a row of a shard's table."""
+    stored = row["height"], row["width"]
+    window = variant_window(row["key"], variant, stored=stored, size=size, seed=seed)
+    return (window.left + size / 2) / stored[1], (window.top + size / 2) / stored[0]
+
+
+def place_errors(train: Windows, *looked_at: tuple[NDArray[np.float32], Values]) -> list[Values]:
+    """For each set of (features, places) the distances [N] between places and those that features promise.
+
+    By a ridge regression learnt from `train`; in shares of the side.
+    """
+    promise = Ridge.fit(train.features_ND, train.places_N2)
+    return [np.linalg.norm(promise(features_ND) - places_N2, axis=1) for features_ND, places_N2 in looked_at]
