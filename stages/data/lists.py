@@ -80,7 +80,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if "path" not in row:
             names = ", ".join(map(str, raw)) or "none"
             raise DataError(f"{path}, {where}: no column 'path' (there are: {names}): name the pictures' column so")
-        checked = {
+        checked: dict[str, Any] = {
             name: (
                 parse_boxes(value, f"{path}, {where}") if name == "boxes" else _text(value, name, f"{path}, {where}")
             )

@@ -11,26 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label
 
-from stages.data.condition_config import AlphaCondition, ComputedMap
+from stages.data.condition_config import AlphaCondition, ComputedMap, SegmentationCondition
 from stages.data.conditions import make_map
 from stages.data.map_shelf import MapShelf, Target
+from stages.metrics.pixel_classes import PixelClasses
 
 Picture = NDArray[np.uint8]
+Findable = ComputedMap | AlphaCondition | SegmentationCondition
+"""Maps that can be found in a picture again; of depths and poses no picture says by itself what they are."""
 
 NEARLY_WHITE = 24
 """How far from white, of 255, a channel of white may be after the tokenizer."""
 
 
 def fidelities(
-    condition: ComputedMap | AlphaCondition, pictures_NHWC: Picture, targets: Sequence[Target], shelf: MapShelf
+    condition: Findable, pictures_NHWC: Picture, targets: Sequence[Target], shelf: MapShelf, guess: PixelClasses | None
 ) -> NDArray[np.float64]:
-    """For each picture how close its map comes to its target: F1 for edges, IoU for alpha, else PSNR in dB."""
-    measure = {"edges": edge_f1, "alpha": area_iou}.get(condition.kind, map_psnr)
-    found = []
-    for picture_HWC, target in zip(pictures_NHWC, targets, strict=True):
-        map_HWC = opaque_area(picture_HWC) if condition.kind == "alpha" else make_map(condition, picture_HWC)
-        found.append(measure(map_HWC, shelf.read(target)))
+    """For each picture how close its map comes to its target.
+
+    F1 for edges, IoU for alpha, for segmentation the share of pixels of which `guess` sees the class, else PSNR in dB.
+    """
+    measures = {"edges": edge_f1, "alpha": area_iou, "segmentation": right_pixels}
+    measure = measures.get(condition.kind, map_psnr)
+    found = [
+        measure(_map_of(condition, picture_HWC, guess), shelf.read(target))
+        for picture_HWC, target in zip(pictures_NHWC, targets, strict=True)
+    ]
     return np.array(found, np.float64)
+
+
+def _map_of(condition: Findable, picture_HWC: Picture, guess: PixelClasses | None) -> Picture:
+    if condition.kind == "alpha":
+        return opaque_area(picture_HWC)
+    if condition.kind == "segmentation":
+        assert guess is not None, "classes of pixels are learnt where they are a condition"
+        return guess(picture_HWC)
+    return make_map(condition, picture_HWC)
 
 
 def opaque_area(picture_HWC: Picture) -> Picture:
@@ -40,7 +56,8 @@ def opaque_area(picture_HWC: Picture) -> Picture:
     """
     white_HW = np.pad((picture_HWC >= 255 - NEARLY_WHITE).all(2), 1, constant_values=True)
     regions_HW, _ = label(white_HW)
-    return ((regions_HW != regions_HW[0, 0])[1:-1, 1:-1, None] * 255).astype(np.uint8)
+    opaque_HWC: Picture = ((regions_HW != regions_HW[0, 0])[1:-1, 1:-1, None] * 255).astype(np.uint8)
+    return opaque_HWC
 
 
 def area_iou(found_HWC: Picture, wanted_HWC: Picture) -> float:
@@ -59,6 +76,11 @@ def edge_f1(found_HWC: Picture, wanted_HWC: Picture) -> float:
     precision = float((found_HW & binary_dilation(wanted_HW, around)).sum() / found_HW.sum())
     recall = float((wanted_HW & binary_dilation(found_HW, around)).sum() / wanted_HW.sum())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def right_pixels(found_HWC: Picture, wanted_HWC: Picture) -> float:
+    """The share of pixels that have their class."""
+    return float((found_HWC == wanted_HWC).mean())
 
 
 def map_psnr(found_HWC: Picture, wanted_HWC: Picture) -> float:

@@ -144,8 +144,11 @@ class Measurer:
     def obedience(self, unit: Unit) -> Arrays:
         """How close the maps of samples come to those they were drawn from, and to those that others were."""
         pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
-        condition, shelf = unit.payload["condition"], unit.payload["shelf"]
-        return {name: fidelities(condition, pictures_NHWC, unit.payload[name], shelf) for name in ("own", "shuffled")}
+        told = unit.payload
+        return {
+            name: fidelities(told["condition"], pictures_NHWC, told[name], told["shelf"], told["guess"])
+            for name in ("own", "shuffled")
+        }
 
     def possible(self, unit: Unit) -> Arrays:
         """How close the maps of reconstructions come to those of their originals."""
@@ -154,8 +157,9 @@ class Measurer:
         for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
             with torch.inference_mode():
                 rebuilt.append(to_uint8(self._tokenizer.reconstruct(to_model_range(batch).to(self.device))))
-        condition, shelf = unit.payload["condition"], unit.payload["shelf"]
-        return {"own": fidelities(condition, np.concatenate(rebuilt), unit.payload["own"], shelf)}
+        told = unit.payload
+        own = fidelities(told["condition"], np.concatenate(rebuilt), told["own"], told["shelf"], told["guess"])
+        return {"own": own}
 
     def windows(self, unit: Unit) -> Arrays:
         """Features of a window of each picture of a shard, `rebuilt` by the tokenizer or as it is, and its place."""

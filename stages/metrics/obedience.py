@@ -29,6 +29,10 @@ RAREST_WORD = 2
 
 WHAT_IS_FOUND = {
     "edges": "F1 of the edges of a picture against those it was drawn from, one pixel apart at most",
+    "segmentation": (
+        "share of pixels that have the class they were drawn for, by a ridge classifier of the colours around each "
+        "pixel, learnt from training pictures"
+    ),
     "alpha": (
         "intersection over union of a picture's opaque area with the one it was drawn from, in a picture all but what "
         "can be reached from its border through white, which transparency is laid over"

@@ -13,10 +13,11 @@ from pydantic import TypeAdapter
 
 from pipeline.storage import canonical_json
 from pipeline.units import Unit
-from stages.data.condition_config import AlphaCondition, ComputedMap, MapCondition
+from stages.data.condition_config import MapCondition
 from stages.data.map_shelf import MapShelf, Target
 from stages.data.shards import Shard, ShardReader, open_split
 from stages.data.tables import read_table
+from stages.metrics.map_fidelity import Findable
 from stages.metrics.obedience import (
     Pictures,
     caption_obedience,
@@ -24,6 +25,7 @@ from stages.metrics.obedience import (
     coordinate_obedience,
     map_obedience,
 )
+from stages.metrics.pixel_classes import PixelClasses
 from stages.metrics.places import Windows, window_place
 
 if TYPE_CHECKING:
@@ -80,20 +82,25 @@ class Told:
         if self.maps is None or not drawn_from or not drawn_from[0][0]:
             return []
         condition = CONDITION.validate_python(self.maps.recipe["config"])
-        if not isinstance(
-            condition, ComputedMap | AlphaCondition
-        ):  # no picture says by itself what its depth or pose is
+        if not isinstance(condition, Findable):
             return []
         channels = self.maps.read_json("dataset.json")["channels"]
         maps = open_split(self.maps, "val")
         shelf = MapShelf(maps, channels, seeing["image_size"], self.window_seed)
         other = _others(drawn_from, seed)
-        digests, told = [shard.digest for shard in maps], {"condition": condition.model_dump(mode="json")}
+        digests = [shard.digest for shard in maps]
+        told: dict[str, Any] = {"condition": condition.model_dump(mode="json")}
+        guess = None
+        if condition.kind == "segmentation":
+            looking = {"size": seeing["image_size"], "channels": seeing["channels"]}
+            learning = (splits["train"], open_split(self.maps, "train"))
+            guess = PixelClasses.learn(*learning, num_classes=condition.num_classes, seed=seed, **looking)
+            told["learnt"] = [*(shard.digest for shards in learning for shard in shards), seed]
 
         def unit(name: str, shard: Shard, targets: Mapping[str, list[Target]]) -> Unit:
             wanted = hashlib.sha256(canonical_json(targets).encode()).hexdigest()
             recipe = {"measure": name, "shard": shard.digest, "maps": digests, "targets": wanted, **told, **seeing}
-            payload = {"shard": shard, "condition": condition, "shelf": shelf, **targets}
+            payload = {"shard": shard, "condition": condition, "shelf": shelf, "guess": guess, **targets}
             return Unit(f"{name}-{shard.name}", recipe, payload)
 
         found = []

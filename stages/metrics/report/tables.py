@@ -52,6 +52,7 @@ OBEDIENCE = {
     "low_resolution": "Low resolution",
     "coordinates": "Coordinates",
     "alpha": "Opacity",
+    "segmentation": "Segmentation",
 }
 """What the prior may be told, of what can be found in a picture again."""
 SHARES = (
@@ -64,6 +65,7 @@ SHARES = (
     "held_out",
     "obedience_class",
     "obedience_coordinates",
+    "obedience_segmentation",
 )
 """How names of figures begin that are printed as percents."""
 

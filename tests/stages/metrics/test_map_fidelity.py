@@ -55,10 +55,10 @@ def test_a_picture_that_has_its_map_is_perfectly_faithful(tmp_path: Path) -> Non
     pictures, _, keys = load_all(shards, 3)
     shelf = MapShelf(shards, channels=3, size=16, seed=0)
     targets = [(key, 0) for key in keys]
-    found = fidelities(condition, pictures, targets, shelf)
+    found = fidelities(condition, pictures, targets, shelf, None)
     expected = [map_psnr(make_map(condition, picture), picture) for picture in pictures]
     assert found.tolist() == expected
-    assert fidelities(condition, pictures, targets[::-1], shelf).max() < min(expected)
+    assert fidelities(condition, pictures, targets[::-1], shelf, None).max() < min(expected)
 
 
 def test_what_is_opaque_is_all_but_the_white_around() -> None:
