@@ -21,7 +21,11 @@ Findable = ComputedMap | AlphaCondition | SegmentationCondition
 """Maps that can be found in a picture again; of depths and poses no picture says by itself what they are."""
 
 NEARLY_WHITE = 24
-"""How far from white, of 255, a channel of white may be after the tokenizer."""
+"""How far from white, of 255, a channel of white may be after the tokenizer.
+
+On 199 emoji of 64x64 the IoU of `opaque_area` with their true opacity is 0.94; blurred and with noise, at 21 dB, 0.88
+(at a distance of 8: 0.94 and 0.65; of 48: 0.92 and 0.88).
+"""
 
 
 def fidelities(
