@@ -41,7 +41,11 @@ def window_place(row: Mapping[str, Any], variant: int, *, size: int, seed: int) 
 def place_errors(train: Windows, *looked_at: tuple[NDArray[np.float32], Values]) -> list[Values]:
     """For each set of (features, places) the distances [N] between places and those that features promise.
 
-    By a ridge regression learnt from `train`; in shares of the side.
+    By a ridge regression learnt from `train`, kept between the outermost places there; in shares of the side.
     """
     promise = Ridge.fit(train.features_ND, train.places_N2)
-    return [np.linalg.norm(promise(features_ND) - places_N2, axis=1) for features_ND, places_N2 in looked_at]
+    low_2, high_2 = train.places_N2.min(0), train.places_N2.max(0)
+    return [
+        np.linalg.norm(promise(features_ND).clip(low_2, high_2) - places_N2, axis=1)
+        for features_ND, places_N2 in looked_at
+    ]

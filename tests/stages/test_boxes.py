@@ -22,6 +22,8 @@ from stages.data.shards import ShardReader, open_split
 from stages.data.sources import ListSource, list_source
 from stages.data.tables import read_table, read_tokens
 from stages.encode import EncodeWork, encode
+from stages.metrics.report.pictures import picture_uri
+from stages.metrics.report.told_and_drawn import told_and_drawn
 from stages.models.vocabulary import TokenCorpus
 from stages.sample import SampleConfig, sample
 from stages.shard import ShardConfig, shard
@@ -113,6 +115,9 @@ def test_samples_are_drawn_from_boxes_of_held_out_pictures_which_the_grid_shows(
     (boxes,) = codes.boxes(held_out.condition_NC[:1] - 20)
     assert boxes
     assert np.array_equal(drawn, draw_boxes(boxes, codes.classes, 64))
+    shown = told_and_drawn(artifact, open_split(artifact, "sample"), made["tokens"], None, ["pictures"])
+    assert [(len(row.told), len(row.drawn)) for row in shown] == [(1, 2)] * min(2, len(held_out))
+    assert shown[0].told == [picture_uri(draw_boxes(boxes, codes.classes, 160))]
 
 
 def test_boxes_that_fit_no_picture_reject_it_and_pictures_without_any_say_what_to_do(tmp_path: Path) -> None:
