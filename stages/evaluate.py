@@ -85,7 +85,7 @@ def evaluate(
     told = Told.read(splits, tokens, samples, maps)
     seen = {name: corpus[name] for name in ("image_size", "channels", "tokenizer")}
     units += told.units(splits, {**seen, "batch_size": config.batch_size}, config.seed)
-    seeing = {name: seen[name] for name in ("image_size", "channels")} | _network(config)
+    seeing = {name: corpus[name] for name in ("image_size", "channels")} | {"batch_size": config.batch_size}
     units += told.window_units(splits, seeing, tokenizer.digest)
     worker = functools.partial(load_measurer, _local_folder(tokenizer), _local_folder(prior))
     records = output.map_units(worker, units, runtime, label="evaluate")
@@ -141,10 +141,6 @@ def _spread(shards: Sequence[Shard], wanted: int, available: int) -> list[Shard]
     return [shards[index * len(shards) // number] for index in range(number)]
 
 
-def _network(config: EvaluateConfig) -> dict[str, Any]:
-    return {"network": "efficientnet-lite0", "feature_size": config.feature_size, "batch_size": config.batch_size}
-
-
 def _units(
     config: EvaluateConfig,
     splits: dict[str, list[Shard]],
@@ -157,7 +153,7 @@ def _units(
 ) -> list[Unit]:
     """All units; a recipe holds what its own bytes depend on, so a new prior measures no real picture again."""
     seeing = {name: corpus[name] for name in ("image_size", "channels")}
-    seeing |= _network(config)
+    seeing |= {"network": "efficientnet-lite0", "feature_size": config.feature_size, "batch_size": config.batch_size}
     units = [
         Unit(f"features-{shard.name}", {"measure": "features", "shard": shard.digest, **seeing}, {"shard": shard})
         for split in ("train", "val", "sample")

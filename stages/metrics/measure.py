@@ -27,7 +27,7 @@ from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
 from stages.metrics.likelihood import token_bits
 from stages.metrics.map_fidelity import fidelities
-from stages.metrics.places import DRAWN_WINDOW, window_place
+from stages.metrics.places import thumbnails, window_place
 from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
@@ -153,30 +153,29 @@ class Measurer:
     def possible(self, unit: Unit) -> Arrays:
         """How close the maps of reconstructions come to those of their originals."""
         pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
+        told, rebuilt_NHWC = unit.payload, self._rebuilt(pictures_NHWC, unit)
+        own = fidelities(told["condition"], rebuilt_NHWC, told["own"], told["shelf"], told["guess"])
+        return {"own": own}
+
+    def windows(self, unit: Unit) -> Arrays:
+        """A window of each picture of a shard, `rebuilt` by the tokenizer or as it is: thumbnails, and places."""
+        size, seed, variant = (unit.recipe[name] for name in ("image_size", "seed", "variant"))
+        reader, channels = ShardReader(unit.payload["shard"]), unit.recipe["channels"]
+        shelf = MapShelf([unit.payload["shard"]], channels, size, seed)
+        pictures = [shelf.read((row["key"], variant)) for row in reader.table]
+        pictures_NHWC = np.stack(pictures) if pictures else np.empty((0, size, size, channels), np.uint8)
+        if unit.recipe["rebuilt"]:
+            pictures_NHWC = self._rebuilt(pictures_NHWC, unit)
+        places = [window_place(row, variant, size=size, seed=seed) for row in reader.table]
+        return {"thumbnails": thumbnails(pictures_NHWC), "places": np.array(places, np.float64).reshape(-1, 2)}
+
+    def _rebuilt(self, pictures_NHWC: NDArray[np.uint8], unit: Unit) -> NDArray[np.uint8]:
+        """Pictures through the tokenizer and back."""
         rebuilt = [pictures_NHWC[:0]]
         for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
             with torch.inference_mode():
                 rebuilt.append(to_uint8(self._tokenizer.reconstruct(to_model_range(batch).to(self.device))))
-        told = unit.payload
-        own = fidelities(told["condition"], np.concatenate(rebuilt), told["own"], told["shelf"], told["guess"])
-        return {"own": own}
-
-    def windows(self, unit: Unit) -> Arrays:
-        """Features of a window of each picture of a shard, `rebuilt` by the tokenizer or as it is, and its place."""
-        reader, size, seed = ShardReader(unit.payload["shard"]), unit.recipe["image_size"], unit.recipe["seed"]
-        channels, rebuilt = unit.recipe["channels"], unit.recipe["rebuilt"]
-        places = [window_place(row, DRAWN_WINDOW, size=size, seed=seed) for row in reader.table]
-        cut = MapShelf([unit.payload["shard"]], channels, size, seed)
-        pictures = [cut.read((row["key"], DRAWN_WINDOW)) for row in reader.table]
-        pictures_NHWC = np.stack(pictures) if pictures else np.empty((0, size, size, channels), np.uint8)
-        features = []
-        for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
-            x_BCHW = to_model_range(batch).to(self.device)
-            if rebuilt:
-                with torch.inference_mode():
-                    x_BCHW = round_to_8_bits(self._tokenizer.reconstruct(x_BCHW))
-            features.append(self._features(x_BCHW, unit))
-        return {"features": _stack(features), "places": np.array(places, np.float64).reshape(-1, 2)}
+        return np.concatenate(rebuilt)
 
     def _features(self, x_BCHW: Tensor, unit: Unit) -> NDArray[np.float32]:
         size = unit.recipe["feature_size"]

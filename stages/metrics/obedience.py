@@ -136,8 +136,7 @@ def coordinate_obedience(
     }
     what = (
         "mean distance, in shares of the picture's side, between the middle of the window that was asked for and where "
-        "a ridge regression from pooled features of EfficientNet-Lite0 sees it, learnt from windows of "
-        f"{len(train.places_N2):,} training pictures"
+        f"a ridge regression from thumbnails sees it, learnt from windows of {len(train.places_N2):,} training pictures"
     )
     return _figures("coordinates", values, what, "lower", seed, bootstrap_mean)
 

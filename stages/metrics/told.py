@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from stages.metrics.obedience import (
     map_obedience,
 )
 from stages.metrics.pixel_classes import PixelClasses
-from stages.metrics.places import Windows, window_place
+from stages.metrics.places import DRAWN_WINDOW, Windows, window_place
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
@@ -112,13 +112,20 @@ class Told:
         return found
 
     def window_units(self, splits: Splits, seeing: Mapping[str, Any], tokenizer: str) -> list[Unit]:
-        """Units that look at a window of each real picture, where samples were drawn for places."""
-        if "coordinates" not in self.kinds or not self.has_windows or not any(map(len, self.targets.values())):
+        """Units that look at a window of each real picture, and at samples, where these were drawn for places."""
+        drawn_from = [target for targets in self.targets.values() for target in targets]
+        known = bool(drawn_from) and all(key for key, _ in drawn_from)
+        if "coordinates" not in self.kinds or not self.has_windows or not known:
             return []
+        looks: dict[str, dict[str, Any]] = {
+            "train": {"variant": DRAWN_WINDOW, "rebuilt": False},
+            "val": {"variant": DRAWN_WINDOW, "rebuilt": True, "tokenizer": tokenizer},
+            "sample": {"variant": 0, "rebuilt": False},
+        }
         units = []
-        for split, through in (("train", {"rebuilt": False}), ("val", {"rebuilt": True, "tokenizer": tokenizer})):
+        for split, look in looks.items():
             for shard in splits[split]:
-                recipe = {"measure": "windows", "shard": shard.digest, "seed": self.window_seed, **through, **seeing}
+                recipe = {"measure": "windows", "shard": shard.digest, "seed": self.window_seed, **look, **seeing}
                 units.append(Unit(f"windows-{shard.name}", recipe, {"shard": shard}))
         return units
 
@@ -126,7 +133,7 @@ class Told:
         def windows(split: str, groups_N: NDArray[np.int64]) -> Windows:
             found = [arrays for unit, arrays in units if unit.startswith(f"windows-{split}")]
             features_ND, places_N2 = (
-                np.concatenate([arrays[name] for arrays in found]) for name in ("features", "places")
+                np.concatenate([arrays[name] for arrays in found]) for name in ("thumbnails", "places")
             )
             return Windows(features_ND, places_N2, groups_N)
 
@@ -134,11 +141,12 @@ class Told:
             found = [window_place(self.rows[key], it, size=size, seed=self.window_seed) for key, it in targets]
             return np.array(found, np.float64)
 
-        drawn_from = [target for targets in self.targets.values() for target in targets]
-        if not any(unit.startswith("windows") for unit, _ in units) or not all(key for key, _ in drawn_from):
+        if not any(unit.startswith("windows") for unit, _ in units):
             return {}
+        drawn_from = [target for targets in self.targets.values() for target in targets]
         other = _others(drawn_from, seed)
-        samples = Windows(measured.samples_ND, places(drawn_from), self._sample_groups(len(drawn_from)))
+        looks = windows("sample", self._sample_groups(len(drawn_from)))
+        samples = replace(looks, places_N2=places(drawn_from))
         train, held_out = windows("train", measured.train_groups_N), windows("val", measured.held_out_groups_N)
         return coordinate_obedience(train, held_out, samples, places([other[target] for target in drawn_from]), seed)
 

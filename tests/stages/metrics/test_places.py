@@ -5,19 +5,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.units import Unit
-from stages.data.images import decode_image, to_model_range
+from stages.data.images import decode_image, to_model_range, to_uint8
 from stages.data.shards import ShardReader, open_split
 from stages.data.windows import variant_window
 from stages.metrics.measure import Measurer
 from stages.metrics.obedience import coordinate_obedience
-from stages.metrics.places import DRAWN_WINDOW, Windows, window_place
+from stages.metrics.places import DRAWN_WINDOW, Windows, thumbnails, window_place
 from stages.metrics.told import Told
+from stages.models.tokenizer import Tokenizer
 from tests.stages.tiny import tiny_shards, tiny_tokenizer
 
-SEEING = {"image_size": 8, "channels": 3, "network": "efficientnet-lite0", "feature_size": 32, "batch_size": 4}
+SEEING = {"image_size": 8, "channels": 3, "batch_size": 4}
 
 
 def told(**changes: Any) -> Told:
@@ -45,19 +45,30 @@ def test_a_unit_looks_at_one_window_of_each_picture(tmp_path: Path) -> None:
     measurer = Measurer(tokenizer.local("model.safetensors").parent, tmp_path, "cpu")
     (shard,) = open_split(tiny_shards(tmp_path), "val")
     plain, rebuilt = (
-        measurer.windows(Unit("windows-val", {**SEEING, "seed": 1, "rebuilt": it}, {"shard": shard}))
+        measurer.windows(
+            Unit("windows-val", {**SEEING, "seed": 1, "rebuilt": it, "variant": DRAWN_WINDOW}, {"shard": shard})
+        )
         for it in (False, True)
     )
     reader = ShardReader(shard)
     windows = [variant_window(row["key"], DRAWN_WINDOW, stored=(16, 16), size=8, seed=1) for row in reader.table]
     pictures = [it.cut(decode_image(reader.read_image(n), 3), 8) for n, it in enumerate(windows)]
-    unit = Unit("", SEEING)
-    np.testing.assert_allclose(
-        plain["features"], measurer._features(to_model_range(np.stack(pictures)), unit), atol=1e-5
-    )
+    assert np.array_equal(plain["thumbnails"], thumbnails(np.stack(pictures)))
     assert plain["places"].tolist() == [[(it.left + 4) / 16, (it.top + 4) / 16] for it in windows]
     assert np.array_equal(plain["places"], rebuilt["places"])
-    assert not torch.allclose(torch.from_numpy(plain["features"]), torch.from_numpy(rebuilt["features"]), atol=1e-3)
+    again = to_uint8(Tokenizer.load(measurer.tokenizer_folder).reconstruct(to_model_range(np.stack(pictures))))
+    np.testing.assert_allclose(rebuilt["thumbnails"], thumbnails(again), atol=0.01)
+
+
+def test_thumbnails_are_small_copies_and_their_squares() -> None:
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[:2, 2:4, 1] = 255
+    (found_D,) = thumbnails(picture[None])
+    expected_HWC = np.full((8, 8, 3), -1.0)
+    expected_HWC[0, 1, 1] = 1
+    assert found_D.tolist() == [*expected_HWC.ravel(), *np.ones(192)]
+    assert thumbnails(picture[None, :, :, :1]).shape == (1, 128)
+    assert thumbnails(picture[None, :0, :0][:0]).shape == (0, 384)
 
 
 def figures(told: Told, *, obedient: bool) -> dict[str, Any]:
@@ -65,13 +76,14 @@ def figures(told: Told, *, obedient: bool) -> dict[str, Any]:
     units = []
     for split, count in (("train", 300), ("val", 40)):
         places_N2 = rng.uniform(0.25, 0.75, (count, 2))
-        units.append((f"windows-{split}-000000", {"features": seen(places_N2, rng), "places": places_N2}))
+        units.append((f"windows-{split}-000000", {"thumbnails": seen(places_N2, rng), "places": places_N2}))
     targets = told.targets["sample-000000"]
     drawn_N2 = np.array([window_place(told.rows[key], it, size=32, seed=3) for key, it in targets])
     if not obedient:
         drawn_N2 = rng.permutation(drawn_N2)
     groups = {"train_groups_N": np.arange(300), "held_out_groups_N": np.arange(40)}
-    measured: Any = SimpleNamespace(samples_ND=seen(drawn_N2, rng), **groups)
+    units.append(("windows-sample-000000", {"thumbnails": seen(drawn_N2, rng), "places": np.zeros((80, 2))}))
+    measured: Any = SimpleNamespace(**groups)
     return told._coordinates(measured, units, 32, 0)
 
 
@@ -86,7 +98,7 @@ def test_samples_that_show_their_place_obey_and_others_do_not() -> None:
 
 def test_windows_are_looked_at_only_where_samples_were_drawn_for_places(tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path)
-    splits = {split: open_split(shards, split) for split in ("train", "val")}  # type: ignore[arg-type]
+    splits = {"train": open_split(shards, "train"), "val": open_split(shards, "val"), "sample": []}
     units = told().window_units(splits, SEEING, "digest")
     assert [unit.name for unit in units] == ["windows-train-000000", "windows-train-000001", "windows-val-000000"]
     assert [unit.recipe.get("tokenizer") for unit in units] == [None, None, "digest"]
