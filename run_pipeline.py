@@ -30,8 +30,8 @@ class Config(StrictModel):
     """One experiment: a section for each stage, and where it runs."""
 
     condition: Conditions = (ClassCondition(),)
-    """What the prior is told of each picture, one thing or several: none, class, caption, coordinates, and one map:
-    edges, sketch, low_resolution (computed from the picture), alpha, segmentation, depth or pose (from the source)."""
+    """What the prior is told of each picture, one thing or several: none, class, caption, coordinates, boxes, and
+    one map: edges, sketch, low_resolution (computed from the picture), alpha, segmentation, depth or pose (given)."""
 
     shard: ShardConfig = ShardConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -22,6 +22,7 @@ from stages.data.condition_config import ClassCondition, Conditions
 from stages.encoding.segments import segments_of
 
 if TYPE_CHECKING:
+    from stages.data.box_codes import BoxCodes
     from stages.data.shards import Shard
     from stages.models.vocabulary import TokenSpace
 
@@ -79,18 +80,21 @@ def encode(
 
     dataset = shards.read_json("dataset.json")
     captions = _learn_captions(config, shards, output)
+    box_codes = _number_boxes(config, shards, output)
     map_space = _picture_space(cond_tokenizer, maps.read_json("dataset.json")) if cond_tokenizer and maps else None
     described = _picture_space(tokenizer, dataset)
-    segments = segments_of(config.condition, dataset["classes"], described["grid"], captions, map_space)
+    segments = segments_of(config.condition, dataset["classes"], described["grid"], captions, map_space, box_codes)
     space = TokenSpace.model_validate({**described, "condition": segments})
     maps_of = {shard.name: shard for split in ("train", "val") for shard in (open_split(maps, split) if maps else ())}
     units = [
-        _unit(config, shard, space, maps_of.get(shard.name), captions, flips=config.flips and split == "train")
+        _unit(
+            config, shard, space, maps_of.get(shard.name), captions, box_codes, flips=config.flips and split == "train"
+        )
         for split in ("train", "val")
         for shard in open_split(shards, split)
     ]
     map_folder = _local_folder(cond_tokenizer) if cond_tokenizer else None
-    make_worker = functools.partial(load_encoder, _local_folder(tokenizer), map_folder, captions)
+    make_worker = functools.partial(load_encoder, _local_folder(tokenizer), map_folder, captions, box_codes)
     started = time.monotonic()
     records = output.map_units(make_worker, units, runtime, label="encode")
     seconds = time.monotonic() - started
@@ -112,7 +116,9 @@ def encode(
     }
 
 
-def load_encoder(folder: Path, map_folder: Path | None, captions: str | None, device: str) -> Worker:
+def load_encoder(
+    folder: Path, map_folder: Path | None, captions: str | None, box_codes: BoxCodes | None, device: str
+) -> Worker:
     """Load the tokenizers once; return the worker that encodes one shard at a time."""
     from stages.data.captions import Captions
     from stages.encoding.shard_encoder import ShardEncoder
@@ -123,6 +129,7 @@ def load_encoder(folder: Path, map_folder: Path | None, captions: str | None, de
         Tokenizer.load(folder, device),
         Tokenizer.load(map_folder, device) if map_folder else None,
         Captions(captions) if captions else None,
+        box_codes,
     )
 
 
@@ -153,6 +160,35 @@ def _learn_captions(config: EncodeWork, shards: Artifact, output: Output) -> str
     return text
 
 
+def _number_boxes(config: EncodeWork, shards: Artifact, output: Output) -> BoxCodes | None:
+    """Number the classes and places of boxes and write them as boxes.json, where boxes are a condition."""
+    condition = next((it for it in config.condition if it.kind == "boxes"), None)
+    if condition is None:
+        return None
+    from stages.data.box_codes import BOXES, BoxCodes
+    from stages.data.shards import ShardReader, boxes_of, open_split
+
+    classes = shards.read_json("dataset.json").get("box_classes")
+    if not classes:
+        raise DataError(
+            "condition boxes: none of the pictures has boxes: give the list file a column `boxes`, or choose another "
+            "condition"
+        )
+    codes = BoxCodes(classes=classes, resolution=condition.resolution)
+    output.write_json(BOXES, codes.model_dump(mode="json"))
+    counts = [
+        len(boxes_of(row) or ()) > condition.max_boxes
+        for shard in open_split(shards, "train")
+        for row in ShardReader(shard).table
+    ]
+    if any(counts):
+        output.warn(
+            f"{sum(counts) / len(counts):.1%} of pictures have more than {condition.max_boxes} boxes and lose the "
+            "smallest: raise max_boxes"
+        )
+    return codes
+
+
 def _picture_space(tokenizer: Artifact, dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `TokenSpace` without conditions, without loading the tokenizer's weights or torch."""
     from stages.models.tokenizer_config import TokenizerModelConfig
@@ -176,7 +212,14 @@ def _picture_space(tokenizer: Artifact, dataset: Mapping[str, Any]) -> dict[str,
 
 
 def _unit(
-    config: EncodeWork, shard: Shard, space: TokenSpace, maps: Shard | None, captions: str | None, *, flips: bool
+    config: EncodeWork,
+    shard: Shard,
+    space: TokenSpace,
+    maps: Shard | None,
+    captions: str | None,
+    box_codes: BoxCodes | None,
+    *,
+    flips: bool,
 ) -> Unit:
     described = space.model_dump(mode="json")
     metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in described.items()}
@@ -195,6 +238,7 @@ def _unit(
             "batch_size": config.batch_size,
             "threads": config.threads,
             "precision": config.precision,
+            **({"boxes": box_codes.model_dump(mode="json")} if box_codes else {}),
         },
         payload={"shard": shard, "maps": maps, "condition": config.condition, "metadata": metadata},
     )

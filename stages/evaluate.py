@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.units import Worker
     from stages.data.shards import Shard
     from stages.metrics.measured import Measured
+    from stages.metrics.report.told_and_drawn import ToldAndDrawn
 
 FEWEST = 3
 """Pictures below which there is no distance between two sets, let alone its error."""
@@ -68,6 +69,7 @@ def evaluate(
     from stages.data.shards import open_split
     from stages.metrics.listing import Listing
     from stages.metrics.measured import Measured
+    from stages.metrics.report.told_and_drawn import told_and_drawn
     from stages.metrics.told import Told
 
     dataset, corpus = shards.read_json("dataset.json"), tokens.read_json("tokens.json")
@@ -83,14 +85,17 @@ def evaluate(
     told = Told.read(splits, tokens, samples, maps)
     seen = {name: corpus[name] for name in ("image_size", "channels", "tokenizer")}
     units += told.units(splits, {**seen, "batch_size": config.batch_size}, config.seed)
+    seeing = {name: corpus[name] for name in ("image_size", "channels")} | {"batch_size": config.batch_size}
+    units += told.window_units(splits, seeing, tokenizer.digest)
     worker = functools.partial(load_measurer, _local_folder(tokenizer), _local_folder(prior))
     records = output.map_units(worker, units, runtime, label="evaluate")
     arrays = [(record.name, unit_arrays(output, record)) for record in records]
     measured = Measured.join(arrays, listing)
-    obedience = told.figures(measured, arrays, config.seed)
+    obedience = told.figures(measured, arrays, corpus["image_size"], config.seed)
     inputs = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     rebuilt = [record for record in records if record.name.startswith("reconstruction-")]
-    return _write(config, splits, measured, obedience, inputs, output, rebuilt)
+    examples = told_and_drawn(samples, splits["sample"], tokens, maps, dataset["classes"])
+    return _write(config, splits, measured, obedience, examples, inputs, output, rebuilt)
 
 
 def _local_folder(artifact: Artifact) -> Path:
@@ -187,6 +192,7 @@ def _write(
     splits: dict[str, list[Shard]],
     measured: Measured,
     obedience: dict[str, Any],
+    examples: list[ToldAndDrawn],
     inputs: dict[str, Artifact],
     output: Output,
     reconstructions: Sequence[UnitRecord],
@@ -208,7 +214,7 @@ def _write(
     output.write_json("cost.json", cost, content=False)  # differs between equal runs
     pieces = [unit_arrays(output, record) for record in reconstructions]
     how_many = HowMany(config.shown_per_class, config.shown_reconstructions, config.shown_neighbours)
-    shown = Shown.collect(how_many, dataset["classes"], splits, judgement, pieces)
+    shown = Shown.collect(how_many, dataset["classes"], splits, judgement, pieces, examples)
     page = render(report, cost, shown, measured, judgement, inputs, output.warnings)
     output.write("report.html", page.encode(), content=False)
     lead = ("kid_samples", "kid_floor", "psnr", "codebook_used_corpus", "bits_per_token_held_out")

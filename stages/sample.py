@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stages.models.priors.configs import PriorDescription
     from stages.sampling.generator import Generator
     from stages.sampling.given import Given
+    from stages.sampling.overview import DrawTold
 
 NOT_IN_RECIPES = {"num_samples", "samples_per_unit", "classes", "captions", "samples_per_condition"}
 """Keys that a unit's own ids, classes and conditions stand for."""
@@ -112,7 +113,8 @@ def sample(
         "classes": len(classes),
         "bits_per_token": bits / config.num_samples / described.num_tokens,
     }
-    _write_grid(output, config, records, classes, given, maps)
+    draw_told = _draw_told(described, given, tokens, maps) if given is not None and tokens is not None else None
+    _write_grid(output, config, records, classes, given, draw_told)
     _write_summary(output, config, described, classes, metrics)
     return metrics
 
@@ -192,6 +194,20 @@ def _given(config: SampleConfig, prior: PriorDescription, tokens: Artifact | Non
     return Given.of_captions(config.captions, prior.vocabulary, captions)
 
 
+def _draw_told(prior: PriorDescription, given: Given, tokens: Artifact, maps: Artifact | None) -> DrawTold:
+    """What draws the condition of a number."""
+    from stages.data.condition_pictures import ConditionPictures
+
+    pictures = ConditionPictures.of(tokens, maps)
+    boxes_NL = given.values(prior.vocabulary, "boxes")
+
+    def draw(number: int, side: int) -> list[Any]:
+        target = (given.keys[number], given.variants[number])
+        return pictures.draw(target, None if boxes_NL is None else boxes_NL[number].tolist(), side)
+
+    return draw
+
+
 def _local_folder(artifact: Artifact) -> Path:
     artifact.local("config.json")
     return artifact.local("model.safetensors").parent
@@ -203,18 +219,15 @@ def _write_grid(
     records: Sequence[UnitRecord],
     classes: Sequence[str],
     given: Given | None,
-    maps: Artifact | None,
+    draw_told: DrawTold | None,
 ) -> None:
-    from stages.data.shards import open_split
     from stages.sampling.overview import class_grid, condition_grid, sample_reader
 
     read = sample_reader(output, records, config.samples_per_unit)
-    if given is None:
+    if given is None or draw_told is None:
         grid = class_grid(read, config.num_samples, classes)
     else:
-        map_shards = open_split(maps, "val") if maps else []
-        num_labels = maps.read_json("dataset.json").get("labels") if maps else None
-        grid = condition_grid(read, config.num_samples, given, config.samples_per_condition, map_shards, num_labels)
+        grid = condition_grid(read, config.num_samples, given, config.samples_per_condition, draw_told)
     output.write("grid.png", grid)
 
 

@@ -140,9 +140,14 @@ def _unit(config: ShardConfig, planned: PlannedShard, classes: Sequence[str]) ->
     numbers = {label: number for number, label in enumerate(classes)}
     touching |= {"alpha"} if config.alpha else set()  # shards without maps are what they were before there were any
     rows = [
-        [p.path, p.bytes, p.stamp, numbers[p.label], p.caption, p.group, *map(list, p.maps)] for p in planned.pictures
+        [p.path, p.bytes, p.stamp, numbers[p.label], p.caption, p.group, *map(list, p.maps), *_listed_boxes(p)]
+        for p in planned.pictures
     ]
     return Unit(planned.name, {**config.model_dump(mode="json", include=touching), "pictures": rows})
+
+
+def _listed_boxes(picture: Picture) -> list[list[Any]]:
+    return [] if picture.boxes is None else [["boxes", [list(box) for box in picture.boxes]]]
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,9 @@ class _Made:
             "class_counts": {label: labels[label] for label in self.plan.classes},
             "rejects": len(rejects),
         }
+        box_classes = sorted({box.label for picture, _ in usable for box in picture.boxes or ()})
+        if box_classes:
+            dataset["box_classes"] = box_classes
         output.write_json("dataset.json", dataset)
         output.write("contact_sheet.png", self._contact_sheet(output, dataset, tombstones))
         return {

@@ -19,7 +19,7 @@ def stages(*overrides: str) -> dict[str, Stage]:
     return {stage.name: stage for stage in build(config)}
 
 
-@pytest.mark.parametrize("condition", ["none", "class", "[class, caption]", "coordinates"])
+@pytest.mark.parametrize("condition", ["none", "class", "[class, caption]", "coordinates", "[boxes, class]"])
 def test_conditions_without_maps_need_no_other_stages(condition: str) -> None:
     assert list(stages(f"condition={condition}")) == PLAIN
 

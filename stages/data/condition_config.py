@@ -46,6 +46,20 @@ class CoordinatesCondition(StrictModel):
     """Steps from the first pixel to the last."""
 
 
+class BoxesCondition(StrictModel):
+    """What is where: class, top left and bottom right corner of each thing (column `boxes` of a list), largest first.
+
+    As in taming-transformers, but for three things: classes and corners have token ranges of their own, the order is
+    not random, and of too many things the largest stay.
+    """
+
+    kind: Literal["boxes"] = "boxes"
+    max_boxes: int = Field(30, ge=1, le=256)
+    """Things of a picture, three tokens each; fewer are padded."""
+    resolution: int = Field(32, ge=2, le=256)
+    """Places of a corner along each side of the picture."""
+
+
 class EdgesCondition(StrictModel):
     """Canny's edges (1986), computed from the picture."""
 
@@ -103,7 +117,7 @@ MapCondition = ComputedMap | StoredMap
 """A picture of its own beside each picture, turned into tokens by a tokenizer of its own."""
 
 ConditionConfig = Annotated[
-    NoCondition | ClassCondition | CaptionCondition | CoordinatesCondition | MapCondition,
+    NoCondition | ClassCondition | CaptionCondition | CoordinatesCondition | BoxesCondition | MapCondition,
     Field(discriminator="kind"),
 ]
 

@@ -84,7 +84,7 @@ def prepare(data: bytes, how: Preparation) -> Image.Image:
     try:
         if how.frames == "reject" and image.format != "MPO" and getattr(image, "is_animated", False):
             raise Rejected("animated", "it has several frames and frames=reject")
-        orientation = image.getexif().get(_ORIENTATION) if image.format in ("JPEG", "MPO", "WEBP", "PNG", "TIFF") else 1
+        turn = turn_of(image)
         # A JPEG decoder can scale by 1/2, 1/4, 1/8 in the frequency domain: cheaper than full size, and as smooth.
         side = how.image_size
         image.draft("L" if how.channels == 1 else "RGB", (side, side) if how.crop == "center" else _fitted(image, side))
@@ -92,8 +92,13 @@ def prepare(data: bytes, how: Preparation) -> Image.Image:
     except DECODER_FAULTS as error:
         raise Rejected("broken", f"its pixels cannot be decoded ({brief(error)})") from None
     square = to_square(_flatten(image, how.channels), how)
-    turn = _MIRRORED_PICTURES.get(orientation) if isinstance(orientation, int) else None
     return square.transpose(turn) if turn is not None else square  # turning the small square costs the least
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an opened picture upright, by its EXIF orientation."""
+    orientation = image.getexif().get(_ORIENTATION) if image.format in ("JPEG", "MPO", "WEBP", "PNG", "TIFF") else 1
+    return _MIRRORED_PICTURES.get(orientation) if isinstance(orientation, int) else None
 
 
 def decode_image(data: bytes, channels: int) -> np.ndarray:

@@ -12,11 +12,12 @@ from typing import Any
 from pipeline.artifacts import SourceFile
 from pipeline.errors import DataError
 from pipeline.storage import content_hash
+from stages.data.boxes import parse_boxes
 from stages.data.pictures import UNLABELLED, MapFile, Picture
 
 MAPS = ("segmentation", "depth", "pose")
 """Columns that name a map of each picture."""
-COLUMNS = ("path", "label", "caption", "group", *MAPS)
+COLUMNS = ("path", "label", "caption", "group", *MAPS, "boxes")
 _MAX_LABEL = 100
 
 
@@ -54,7 +55,9 @@ def list_pictures(path: Path, listing: Iterable[SourceFile]) -> list[Picture]:
         file = files[row["path"]]
         label, caption, group = row.get("label", UNLABELLED), row.get("caption", ""), row.get("group", "")
         maps = tuple(_map_file(kind, files[row[kind]]) for kind in MAPS if row.get(kind))
-        pictures.append(Picture(file.path, file.bytes, file.stamp, label, caption, group or file.path, maps))
+        pictures.append(
+            Picture(file.path, file.bytes, file.stamp, label, caption, group or file.path, maps, row.get("boxes"))
+        )
     return pictures
 
 
@@ -68,7 +71,7 @@ def _list_file(path: Path) -> SourceFile:
     return SourceFile(path.name, path.stat().st_size, f"sha256:{content_hash(path)}")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("line 7", checked row). Raises DataError naming line and value of the first mistake."""
     seen: dict[str, str] = {path.name: "the list itself"}
     rows = _raw_rows(path)
@@ -77,7 +80,12 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if "path" not in row:
             names = ", ".join(map(str, raw)) or "none"
             raise DataError(f"{path}, {where}: no column 'path' (there are: {names}): name the pictures' column so")
-        checked = {name: _text(value, name, f"{path}, {where}") for name, value in row.items()}
+        checked: dict[str, Any] = {
+            name: (
+                parse_boxes(value, f"{path}, {where}") if name == "boxes" else _text(value, name, f"{path}, {where}")
+            )
+            for name, value in row.items()
+        }
         first = seen.setdefault(checked["path"], where)
         if first != where:
             raise DataError(f"{path}, {where}: {checked['path']!r} is listed again (before: {first}): keep one of them")

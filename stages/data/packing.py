@@ -10,8 +10,10 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.units import Unit
+from stages.data.boxes import prepare_boxes
 from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, image_dimensions, prepare
 from stages.data.map_files import prepare_alpha, prepare_map
+from stages.data.pictures import Box
 from stages.data.shards import Sample, sample_key, write_shard
 
 ReadPicture = Callable[[str, int, str], bytes]
@@ -45,7 +47,10 @@ class FileReader:
 
 @dataclass(frozen=True)
 class Packer:
-    """Turns a unit whose recipe lists `pictures` (path, bytes, stamp, label, caption, group, maps ...) into a shard."""
+    """Turns a unit whose recipe lists `pictures` (path, bytes, stamp, label, caption, group, more ...) into a shard.
+
+    More is any of (kind of map, path, bytes, stamp) and ("boxes", boxes).
+    """
 
     read: ReadPicture
     preparation: Preparation
@@ -63,15 +68,18 @@ class Packer:
         return {**counts, "rejects": rejects}
 
     def _samples(self, unit: Unit, rejects: list[list[str]]) -> Iterator[Sample]:
-        for path, size, stamp, label, caption, group, *maps in unit.recipe["pictures"]:
+        for path, size, stamp, label, caption, group, *more in unit.recipe["pictures"]:
+            maps = [it for it in more if it[0] != "boxes"]
+            listed = next((tuple(Box(*box) for box in it[1]) for it in more if it[0] == "boxes"), None)
             try:
                 data = self.read(path, size, stamp)
                 image = encode_image(prepare(data, self.preparation), self.image_format)
                 mapped = self._maps(data, maps)
+                boxes = None if listed is None else prepare_boxes(data, listed, self.preparation)
             except Rejected as rejected:
                 rejects.append([printable(path), rejected.code, rejected.reason])
                 continue
-            yield Sample(sample_key(path), label, caption, printable(group), image, printable(path), mapped)
+            yield Sample(sample_key(path), label, caption, printable(group), image, printable(path), mapped, boxes)
 
     def _maps(self, picture: bytes, maps: Sequence[Sequence[Any]]) -> dict[str, bytes]:
         """The encoded maps of a picture, cut as it was."""

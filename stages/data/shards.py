@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from pipeline.errors import DataError
 from pipeline.storage import canonical_json
 from stages.data.images import image_dimensions, image_extension
+from stages.data.pictures import Box
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
@@ -52,6 +53,8 @@ class Sample:
     """Path in the source it came from; empty for a picture that was generated."""
     maps: Mapping[str, bytes] = field(default_factory=dict)
     """Spatial maps of the picture by kind, as PNG: members KEY.seg.png, KEY.depth.png, KEY.pose.png, KEY.alpha.png."""
+    boxes: tuple[Box, ...] | None = None
+    """What is where, in shares of the side; None where nobody said. In KEY.json."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ def sample_key(path: str) -> str:
     stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40].lower()
     return f"{slug}-{digest}" if slug else digest
+
+
+def boxes_of(row: Mapping[str, Any]) -> tuple[Box, ...] | None:
+    """The boxes of a row of a shard's table; None where nobody said what there is."""
+    return tuple(Box(*box) for box in row["boxes"]) if "boxes" in row else None
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> dict[str, int]:
@@ -134,14 +142,18 @@ class ShardReader:
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
-        """The rows of the table: key, label, caption, group, source, width, height, sha256, members."""
+        """The rows of the table: key, label, caption, group, source, width, height, sha256, members.
+
+        Where there are any: maps (their hashes) and boxes.
+        """
         rows = self._read_table()
         return [row for row in rows if row["key"] not in self.tombstones]
 
     def __getitem__(self, i: int) -> Sample:
         row = self.table[i]
         image = self.read_image(i)
-        return Sample(row["key"], row["label"], row["caption"], row["group"], image, row["source"])
+        boxes = boxes_of(row)
+        return Sample(row["key"], row["label"], row["caption"], row["group"], image, row["source"], boxes=boxes)
 
     def read_image(self, i: int) -> bytes:
         """Return the encoded picture at position `i`, its hash checked."""
@@ -206,10 +218,11 @@ def _write_sample(file: BinaryIO, sample: Sample) -> dict[str, Any]:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", sample.key):
         raise ValueError(f"key {sample.key!r}: only letters, digits, - and _ (at most 80) survive a WebDataset")
     about = {"caption": sample.caption, "group": sample.group, "key": sample.key, "label": sample.label}
+    boxes = {} if sample.boxes is None else {"boxes": sample.boxes}
     width, height = image_dimensions(sample.image)
     parts = {
         "cls": str(sample.label).encode(),
-        "json": json.dumps({**about, "source": sample.source}, ensure_ascii=False, sort_keys=True).encode(),
+        "json": json.dumps({**about, **boxes, "source": sample.source}, ensure_ascii=False, sort_keys=True).encode(),
         image_extension(sample.image): sample.image,
         "txt": sample.caption.encode(),
         **{MAP_EXTENSIONS[kind]: data for kind, data in sample.maps.items()},
@@ -230,6 +243,7 @@ def _write_sample(file: BinaryIO, sample: Sample) -> dict[str, Any]:
             if sample.maps
             else {}
         ),
+        **boxes,
     }
 
 

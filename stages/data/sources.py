@@ -35,7 +35,9 @@ class ListSource(StrictModel):
 
     Column `path` (relative to the list file, or absolute), and any of `label` (class), `caption` and `group`
     (pictures of one group stay on one side of the validation split; default: each picture by itself), and
-    `segmentation`, `depth` and `pose`: files of the picture's shape that map it.
+    `segmentation`, `depth` and `pose`: files of the picture's shape that map it. Column `boxes` says what is where: a
+    JSON list of [class name, left, top, right, bottom] in pixels of the file as it is stored, before EXIF turns it;
+    `[]` says that there is nothing, an empty cell that it is not known.
     """
 
     kind: Literal["list"] = "list"

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from pipeline.units import Unit
+from stages.data.box_codes import BoxCodes
+from stages.data.boxes import window_boxes
 from stages.data.captions import Captions
 from stages.data.condition_config import ConditionConfig
 from stages.data.condition_values import class_values, coordinate_values, no_values
 from stages.data.images import decode_image, to_model_range
-from stages.data.shards import ShardReader
+from stages.data.shards import ShardReader, boxes_of
 from stages.data.tables import write_tokens
 from stages.data.windows import Window, variant_window
 from stages.models.cpu import prepare_cpu
@@ -48,6 +50,7 @@ class ShardEncoder:
     tokenizer: Tokenizer
     map_tokenizer: Tokenizer | None = None
     captions: Captions | None = None
+    box_codes: BoxCodes | None = None
 
     def __call__(self, unit: Unit, folder: Path) -> dict[str, Any]:
         """Write NAME.parquet, a row for each variant of each picture; count pictures, rows and codes used."""
@@ -107,6 +110,14 @@ class ShardEncoder:
                 for row, about in zip(rows, described, strict=True)
             ]
             return np.concatenate([np.empty((0, tokenizer.grid[0] * tokenizer.grid[1]), np.int64), *values])
+        if condition.kind == "boxes":
+            assert self.box_codes is not None
+            size = self.tokenizer.image_size
+            pictures = [
+                None if boxes is None else window_boxes(boxes, row.window, stored=about["width"], size=size)
+                for row, about, boxes in zip(rows, described, map(boxes_of, described), strict=True)
+            ]
+            return self.box_codes.values(pictures, condition.max_boxes)
         assert self.map_tokenizer is not None
         return self._tokens(self.map_tokenizer, ShardReader(unit.payload["maps"]), rows, unit)
 

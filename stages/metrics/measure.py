@@ -22,10 +22,12 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.units import Unit
 from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
+from stages.data.map_shelf import MapShelf
 from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
 from stages.metrics.likelihood import token_bits
 from stages.metrics.map_fidelity import fidelities
+from stages.metrics.places import thumbnails, window_place
 from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
@@ -63,6 +65,7 @@ class Measurer:
             "chance": self.chance,
             "obedience": self.obedience,
             "possible": self.possible,
+            "windows": self.windows,
         }[unit.recipe["measure"]]
         with one_thread():
             arrays = measure(unit)
@@ -141,18 +144,38 @@ class Measurer:
     def obedience(self, unit: Unit) -> Arrays:
         """How close the maps of samples come to those they were drawn from, and to those that others were."""
         pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
-        condition, shelf = unit.payload["condition"], unit.payload["shelf"]
-        return {name: fidelities(condition, pictures_NHWC, unit.payload[name], shelf) for name in ("own", "shuffled")}
+        told = unit.payload
+        return {
+            name: fidelities(told["condition"], pictures_NHWC, told[name], told["shelf"], told["guess"])
+            for name in ("own", "shuffled")
+        }
 
     def possible(self, unit: Unit) -> Arrays:
         """How close the maps of reconstructions come to those of their originals."""
         pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
+        told, rebuilt_NHWC = unit.payload, self._rebuilt(pictures_NHWC, unit)
+        own = fidelities(told["condition"], rebuilt_NHWC, told["own"], told["shelf"], told["guess"])
+        return {"own": own}
+
+    def windows(self, unit: Unit) -> Arrays:
+        """A window of each picture of a shard, `rebuilt` by the tokenizer or as it is: thumbnails, and places."""
+        size, seed, variant = (unit.recipe[name] for name in ("image_size", "seed", "variant"))
+        reader, channels = ShardReader(unit.payload["shard"]), unit.recipe["channels"]
+        shelf = MapShelf([unit.payload["shard"]], channels, size, seed)
+        pictures = [shelf.read((row["key"], variant)) for row in reader.table]
+        pictures_NHWC = np.stack(pictures) if pictures else np.empty((0, size, size, channels), np.uint8)
+        if unit.recipe["rebuilt"]:
+            pictures_NHWC = self._rebuilt(pictures_NHWC, unit)
+        places = [window_place(row, variant, size=size, seed=seed) for row in reader.table]
+        return {"thumbnails": thumbnails(pictures_NHWC), "places": np.array(places, np.float64).reshape(-1, 2)}
+
+    def _rebuilt(self, pictures_NHWC: NDArray[np.uint8], unit: Unit) -> NDArray[np.uint8]:
+        """Pictures through the tokenizer and back."""
         rebuilt = [pictures_NHWC[:0]]
         for batch in _batches(pictures_NHWC, unit.recipe["batch_size"]):
             with torch.inference_mode():
                 rebuilt.append(to_uint8(self._tokenizer.reconstruct(to_model_range(batch).to(self.device))))
-        condition, shelf = unit.payload["condition"], unit.payload["shelf"]
-        return {"own": fidelities(condition, np.concatenate(rebuilt), unit.payload["own"], shelf)}
+        return np.concatenate(rebuilt)
 
     def _features(self, x_BCHW: Tensor, unit: Unit) -> NDArray[np.float32]:
         size = unit.recipe["feature_size"]

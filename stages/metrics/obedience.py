@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.metrics.figures import Better, Figure, figure
+from stages.metrics.places import Windows, place_errors
 from stages.metrics.ridge import Ridge
 from stages.metrics.weighting import Estimate, Weighting, bootstrap_mean, bootstrap_share
 
@@ -25,6 +26,19 @@ CANDIDATES = 100
 """Captions among which a picture's own is looked for."""
 RAREST_WORD = 2
 """Training captions that a word must be in to count."""
+
+WHAT_IS_FOUND = {
+    "edges": "F1 of the edges of a picture against those it was drawn from, one pixel apart at most",
+    "segmentation": (
+        "share of pixels that have the class they were drawn for, by a ridge classifier of the colours around each "
+        "pixel, learnt from training pictures"
+    ),
+    "alpha": (
+        "intersection over union of a picture's opaque area with the one it was drawn from, in a picture all but what "
+        "can be reached from its border through white, which transparency is laid over"
+    ),
+}
+"""Of maps that are not compared in dB."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,30 @@ def caption_obedience(train: Pictures, rebuilt: Pictures, samples: Pictures, see
     return _figures("caption", values, what, "lower", seed, bootstrap_mean)
 
 
+def coordinate_obedience(
+    train: Windows, rebuilt: Windows, samples: Windows, shuffled_N2: Values, seed: int
+) -> dict[str, Figure]:
+    """How far from the place they were drawn for samples seem to lie in a picture."""
+    if not len(train.places_N2) or not len(samples.places_N2) or not np.ptp(train.places_N2, axis=0).any():
+        return {}
+    own_N, others_N, possible_N = place_errors(
+        train,
+        (samples.features_ND, samples.places_N2),
+        (samples.features_ND, shuffled_N2),
+        (rebuilt.features_ND, rebuilt.places_N2),
+    )
+    values = {
+        "": (own_N, samples.groups_N),
+        "_shuffled": (others_N, samples.groups_N),
+        "_possible": (possible_N, rebuilt.groups_N),
+    }
+    what = (
+        "mean distance, in shares of the picture's side, between the middle of the window that was asked for and where "
+        f"a ridge regression from thumbnails sees it, learnt from windows of {len(train.places_N2):,} training pictures"
+    )
+    return _figures("coordinates", values, what, "lower", seed, bootstrap_mean)
+
+
 def map_obedience(
     kind: str, samples_N: Values, shuffled_N: Values, rebuilt_N: Values, groups: Mapping[str, Integers], seed: int
 ) -> dict[str, Figure]:
@@ -112,12 +150,8 @@ def map_obedience(
         "_shuffled": (shuffled_N, groups["samples"]),
         "_possible": (rebuilt_N, groups["rebuilt"]),
     }
-    what = (
-        "F1 of the edges of a picture against those it was drawn from, one pixel apart at most"
-        if kind == "edges"
-        else f"PSNR in dB of the {kind.replace('_', ' ')} map of a picture against the one it was drawn from"
-    )
-    return _figures(kind, values, what, "higher", seed, bootstrap_mean)
+    psnr = f"PSNR in dB of the {kind.replace('_', ' ')} map of a picture against the one it was drawn from"
+    return _figures(kind, values, WHAT_IS_FOUND.get(kind, psnr), "higher", seed, bootstrap_mean)
 
 
 def _share(values_N: Values, weighting: Weighting, *, seed: int) -> Estimate:

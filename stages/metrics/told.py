@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +13,28 @@ from pydantic import TypeAdapter
 
 from pipeline.storage import canonical_json
 from pipeline.units import Unit
-from stages.data.condition_config import ComputedMap, MapCondition
+from stages.data.condition_config import MapCondition
+from stages.data.map_shelf import MapShelf, Target
 from stages.data.shards import Shard, ShardReader, open_split
 from stages.data.tables import read_table
-from stages.metrics.map_fidelity import MapShelf, Target
-from stages.metrics.obedience import Pictures, caption_obedience, class_obedience, map_obedience
+from stages.metrics.map_fidelity import Findable
+from stages.metrics.obedience import (
+    Pictures,
+    caption_obedience,
+    class_obedience,
+    coordinate_obedience,
+    map_obedience,
+)
+from stages.metrics.pixel_classes import PixelClasses
+from stages.metrics.places import DRAWN_WINDOW, Windows, window_place
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
     from stages.metrics.figures import Figure
     from stages.metrics.measured import Measured
 
+Arrays = tuple[str, Mapping[str, NDArray[Any]]]
+"""What a unit of a name measured."""
 Splits = Mapping[str, Sequence[Shard]]
 CONDITION: TypeAdapter[Any] = TypeAdapter(MapCondition)
 
@@ -40,6 +51,10 @@ class Told:
     """By shard of samples: the held-out pictures that they were drawn from; none where they were not."""
     maps: Artifact | None
     window_seed: int
+    has_windows: bool
+    """Whether pictures were cut into more windows than the middle one."""
+    rows: Mapping[str, Mapping[str, Any]]
+    """By key: the rows of the tables of held-out pictures."""
 
     @classmethod
     def read(cls, splits: Splits, tokens: Artifact, samples: Artifact, maps: Artifact | None) -> Told:
@@ -55,8 +70,11 @@ class Told:
                 targets[unit.name] = list(
                     zip(columns["condition_key"], map(int, columns["condition_variant"]), strict=True)
                 )
+        rows = {row["key"]: row for shard in splits["val"] for row in ShardReader(shard).table}
         kinds = tuple(it["kind"] for it in tokens.read_json("tokens.json").get("condition", ()) if it["size"])
-        return cls(kinds or ("class",), captions, targets, maps, int(tokens.recipe["config"].get("seed", 0)))
+        cutting = tokens.recipe["config"]
+        seed, has_windows = int(cutting.get("seed", 0)), int(cutting.get("crops", 1)) > 1
+        return cls(kinds or ("class",), captions, targets, maps, seed, has_windows, rows)
 
     def units(self, splits: Splits, seeing: Mapping[str, Any], seed: int) -> list[Unit]:
         """Units that compare the maps of samples and of reconstructions with those they come from."""
@@ -64,18 +82,25 @@ class Told:
         if self.maps is None or not drawn_from or not drawn_from[0][0]:
             return []
         condition = CONDITION.validate_python(self.maps.recipe["config"])
-        if not isinstance(condition, ComputedMap):  # no picture says by itself what its depth or pose is
+        if not isinstance(condition, Findable):
             return []
         channels = self.maps.read_json("dataset.json")["channels"]
         maps = open_split(self.maps, "val")
         shelf = MapShelf(maps, channels, seeing["image_size"], self.window_seed)
         other = _others(drawn_from, seed)
-        digests, told = [shard.digest for shard in maps], {"condition": condition.model_dump(mode="json")}
+        digests = [shard.digest for shard in maps]
+        told: dict[str, Any] = {"condition": condition.model_dump(mode="json")}
+        guess = None
+        if condition.kind == "segmentation":
+            looking = {"size": seeing["image_size"], "channels": seeing["channels"]}
+            learning = (splits["train"], open_split(self.maps, "train"))
+            guess = PixelClasses.learn(*learning, num_classes=condition.num_classes, seed=seed, **looking)
+            told["learnt"] = [*(shard.digest for shards in learning for shard in shards), seed]
 
         def unit(name: str, shard: Shard, targets: Mapping[str, list[Target]]) -> Unit:
             wanted = hashlib.sha256(canonical_json(targets).encode()).hexdigest()
             recipe = {"measure": name, "shard": shard.digest, "maps": digests, "targets": wanted, **told, **seeing}
-            payload = {"shard": shard, "condition": condition, "shelf": shelf, **targets}
+            payload = {"shard": shard, "condition": condition, "shelf": shelf, "guess": guess, **targets}
             return Unit(f"{name}-{shard.name}", recipe, payload)
 
         found = []
@@ -86,9 +111,46 @@ class Told:
             found.append(unit("possible", shard, {"own": [(row["key"], 0) for row in ShardReader(shard).table]}))
         return found
 
-    def figures(
-        self, measured: Measured, units: Sequence[tuple[str, Mapping[str, NDArray[Any]]]], seed: int
-    ) -> dict[str, Figure]:
+    def window_units(self, splits: Splits, seeing: Mapping[str, Any], tokenizer: str) -> list[Unit]:
+        """Units that look at a window of each real picture, and at samples, where these were drawn for places."""
+        drawn_from = [target for targets in self.targets.values() for target in targets]
+        known = bool(drawn_from) and all(key for key, _ in drawn_from)
+        if "coordinates" not in self.kinds or not self.has_windows or not known:
+            return []
+        looks: dict[str, dict[str, Any]] = {
+            "train": {"variant": DRAWN_WINDOW, "rebuilt": False},
+            "val": {"variant": DRAWN_WINDOW, "rebuilt": True, "tokenizer": tokenizer},
+            "sample": {"variant": 0, "rebuilt": False},
+        }
+        units = []
+        for split, look in looks.items():
+            for shard in splits[split]:
+                recipe = {"measure": "windows", "shard": shard.digest, "seed": self.window_seed, **look, **seeing}
+                units.append(Unit(f"windows-{shard.name}", recipe, {"shard": shard}))
+        return units
+
+    def _coordinates(self, measured: Measured, units: Sequence[Arrays], size: int, seed: int) -> dict[str, Figure]:
+        def windows(split: str, groups_N: NDArray[np.int64]) -> Windows:
+            found = [arrays for unit, arrays in units if unit.startswith(f"windows-{split}")]
+            features_ND, places_N2 = (
+                np.concatenate([arrays[name] for arrays in found]) for name in ("thumbnails", "places")
+            )
+            return Windows(features_ND, places_N2, groups_N)
+
+        def places(targets: Sequence[Target]) -> NDArray[np.float64]:
+            found = [window_place(self.rows[key], it, size=size, seed=self.window_seed) for key, it in targets]
+            return np.array(found, np.float64)
+
+        if not any(unit.startswith("windows") for unit, _ in units):
+            return {}
+        drawn_from = [target for targets in self.targets.values() for target in targets]
+        other = _others(drawn_from, seed)
+        looks = windows("sample", self._sample_groups(len(drawn_from)))
+        samples = replace(looks, places_N2=places(drawn_from))
+        train, held_out = windows("train", measured.train_groups_N), windows("val", measured.held_out_groups_N)
+        return coordinate_obedience(train, held_out, samples, places([other[target] for target in drawn_from]), seed)
+
+    def figures(self, measured: Measured, units: Sequence[Arrays], size: int, seed: int) -> dict[str, Figure]:
         """One figure for each condition that can be found in a picture, beside its like for shuffled conditions."""
         groups_N = self._sample_groups(len(measured.sample_labels_N))
         train = Pictures(measured.train_ND, measured.train_labels_N, self.captions["train"], measured.train_groups_N)
@@ -100,6 +162,7 @@ class Told:
             figures |= class_obedience(train, rebuilt, samples, seed)
         if "caption" in self.kinds:
             figures |= caption_obedience(train, rebuilt, samples, seed)
+        figures |= self._coordinates(measured, units, size, seed)
         own, shuffled, possible = (
             [arrays[name] for unit, arrays in units if unit.startswith(kind)]
             for kind, name in (("obedience", "own"), ("obedience", "shuffled"), ("possible", "own"))

@@ -77,6 +77,15 @@ class Given:
             *([values[row] for row in rows] for values in (self.keys, self.captions, self.variants)),  # type: ignore[arg-type]
         )
 
+    def values(self, vocabulary: Vocabulary, kind: str) -> np.ndarray | None:
+        """What one kind of condition says of each [N, L], -1 where it is not given; None where it is none of them."""
+        import torch
+
+        if kind not in [segment.kind for segment in vocabulary.segments]:
+            return None
+        values_NL: np.ndarray = vocabulary.values(torch.from_numpy(self.condition_NC), kind).numpy()
+        return values_NL
+
     @property
     def digest(self) -> str:
         """Changes when a condition does."""

@@ -16,7 +16,7 @@ INK = (45, 45, 45)
 
 def draw_grid(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str] = ()) -> Image.Image:
     """Lay out uint8 pictures [H, W, 3] of one size; `names`, one for each row, may be empty."""
-    side = _shown_side(rows[0][0].shape[0])
+    side = shown_side(rows[0][0].shape[0])
     font = ImageFont.load_default(FONT_SIZE)
     ink = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     label_width = max((int(ink.textlength(name, font)) for name in names), default=0)
@@ -37,7 +37,8 @@ def draw_grid(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str] = ()) -
     return sheet
 
 
-def _shown_side(side: int) -> int:
+def shown_side(side: int) -> int:
+    """How large a picture of `side` pixels is shown; of that, the same."""
     return min(side * max(1, -(-SMALLEST // side)), LARGEST)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.data.images import decode_image, encode_image
-from stages.data.shards import Shard, ShardReader
+from stages.data.shards import ShardReader
 from stages.sampling.given import Given
-from stages.sampling.grid import draw_grid
+from stages.sampling.grid import draw_grid, shown_side
 
 if TYPE_CHECKING:
     from pipeline.manifest import UnitRecord
@@ -23,6 +23,8 @@ LONGEST_NAME = 40
 
 ReadSample = Callable[[int], np.ndarray]
 """The picture of a sample's id: uint8 [H, W, 3]."""
+DrawTold = Callable[[int, int], list[np.ndarray]]
+"""Pictures of the condition of a number, those that are drawn of so many pixels of side: uint8 [H, W, 3] each."""
 
 
 def sample_reader(output: Output, records: Sequence[UnitRecord], samples_per_unit: int) -> ReadSample:
@@ -54,37 +56,17 @@ def class_grid(read: ReadSample, num_samples: int, classes: Sequence[str]) -> by
 
 
 def condition_grid(
-    read: ReadSample,
-    num_samples: int,
-    given: Given,
-    samples_per_condition: int,
-    maps: Sequence[Shard],
-    num_labels: int | None = None,
+    read: ReadSample, num_samples: int, given: Given, samples_per_condition: int, draw_told: DrawTold
 ) -> bytes:
-    """A PNG with a row for each condition: its map, if it has one, then its samples; on the left its caption.
-
-    Class numbers of maps, `num_labels` of them, become shades of grey.
-    """
+    """A PNG with a row for each condition: pictures of it, if there are any, then its samples; left its caption."""
     shown = min(GRID_ROWS, len(given), -(-num_samples // samples_per_condition))
-    map_of = _maps_by_key(maps, set(given.keys[:shown]))
+    side = shown_side(read(0).shape[0])
     pictures = []
     for row in range(shown):
         first = row * samples_per_condition
         ids = range(first, min(num_samples, first + min(samples_per_condition, GRID_COLUMNS)))
-        scale = 255 // (num_labels - 1) if num_labels else 1
-        beside = [map_of[given.keys[row]] * np.uint8(scale)] if given.keys[row] in map_of else []
-        pictures.append(beside + [read(i) for i in ids])
+        pictures.append([*draw_told(row, side), *map(read, ids)])
     names = [
         caption if len(caption) <= LONGEST_NAME else caption[: LONGEST_NAME - 1] + "…" for caption in given.captions
     ]
     return encode_image(draw_grid(pictures, names[:shown]), "png")
-
-
-def _maps_by_key(maps: Sequence[Shard], wanted: set[str]) -> Mapping[str, np.ndarray]:
-    found = {}
-    for shard in maps:
-        reader = ShardReader(shard)
-        for place, row in enumerate(reader.table):
-            if row["key"] in wanted:
-                found[row["key"]] = decode_image(reader.read_image(place), 3)
-    return found

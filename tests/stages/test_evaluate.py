@@ -260,6 +260,8 @@ def test_samples_that_show_their_edges_obey_and_those_of_others_do_not(tmp_path:
     page = artifact.folder.read("report.html").decode()
     assert "Does it do what it is told?" in page
     assert "Obedience, edges" in page
+    assert "Told and drawn" in page
+    assert (page.count('alt="what was told"'), page.count('alt="what was drawn of it"')) == (8, 16)
 
 
 def test_classes_are_told_unless_the_tokens_say_otherwise(report: Artifact) -> None:
@@ -267,3 +269,4 @@ def test_classes_are_told_unless_the_tokens_say_otherwise(report: Artifact) -> N
     assert figures["obedience_class"]["samples"] == 36
     assert figures["obedience_class"]["value"] > figures["obedience_class_shuffled"]["interval"][1]
     assert "obedience_caption" not in figures
+    assert "Told and drawn" not in report.folder.read("report.html").decode()

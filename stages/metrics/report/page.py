@@ -18,6 +18,7 @@ from stages.metrics.report.maps import draw_map
 from stages.metrics.report.numbers import duration, number, percent
 from stages.metrics.report.pictures import Pair, data_uri, nearest_pairs, reconstruction_pairs, samples_by_class
 from stages.metrics.report.provenance import DEVICE_NAMES, lineage_of
+from stages.metrics.report.told_and_drawn import ToldAndDrawn
 
 if TYPE_CHECKING:
     import jinja2
@@ -44,6 +45,8 @@ class Shown:
     samples: list[tuple[str, list[str]]]
     reconstructions: list[Pair]
     neighbours: list[Pair]
+    told: list[ToldAndDrawn]
+    """Conditions beside their samples, where samples were drawn from more than classes."""
 
     @classmethod
     def collect(
@@ -53,6 +56,7 @@ class Shown:
         splits: Mapping[str, Sequence[Shard]],
         judgement: Judgement,
         reconstructions: Sequence[Mapping[str, Any]],
+        told: list[ToldAndDrawn],
     ) -> Shown:
         """Choose and read them."""
         neighbours = (judgement.neighbour_N, judgement.neighbour_distance_N)
@@ -60,6 +64,7 @@ class Shown:
             samples=samples_by_class(splits["sample"], classes, how_many.per_class),
             reconstructions=reconstruction_pairs(reconstructions, how_many.reconstructions),
             neighbours=nearest_pairs(splits["sample"], splits["train"], *neighbours, how_many.neighbours),
+            told=told,
         )
 
 

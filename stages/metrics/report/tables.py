@@ -50,6 +50,9 @@ OBEDIENCE = {
     "edges": "Edges",
     "sketch": "Sketch",
     "low_resolution": "Low resolution",
+    "coordinates": "Coordinates",
+    "alpha": "Opacity",
+    "segmentation": "Segmentation",
 }
 """What the prior may be told, of what can be found in a picture again."""
 SHARES = (
@@ -61,6 +64,8 @@ SHARES = (
     "nearer_than",
     "held_out",
     "obedience_class",
+    "obedience_coordinates",
+    "obedience_segmentation",
 )
 """How names of figures begin that are printed as percents."""
 
@@ -107,7 +112,7 @@ def obedience(figures: Figures) -> list[dict[str, Any]]:
             "name": name,
             "what": figures[f"obedience_{kind}"]["what"],
             "cells": [
-                {**figures[f"obedience_{kind}{suffix}"], "is_share": kind == "class"}
+                {**figures[f"obedience_{kind}{suffix}"], "is_share": f"obedience_{kind}" in SHARES}
                 for suffix in ("", "_shuffled", "_possible")
             ],
         }

@@ -8,8 +8,9 @@ import pytest
 from stages.data.condition_config import LowResolutionCondition
 from stages.data.conditions import make_map
 from stages.data.loader import load_all
+from stages.data.map_shelf import MapShelf
 from stages.data.shards import open_split
-from stages.metrics.map_fidelity import MapShelf, edge_f1, fidelities, map_psnr
+from stages.metrics.map_fidelity import area_iou, edge_f1, fidelities, map_psnr, opaque_area
 from tests.stages.tiny import tiny_shards
 
 
@@ -54,7 +55,27 @@ def test_a_picture_that_has_its_map_is_perfectly_faithful(tmp_path: Path) -> Non
     pictures, _, keys = load_all(shards, 3)
     shelf = MapShelf(shards, channels=3, size=16, seed=0)
     targets = [(key, 0) for key in keys]
-    found = fidelities(condition, pictures, targets, shelf)
+    found = fidelities(condition, pictures, targets, shelf, None)
     expected = [map_psnr(make_map(condition, picture), picture) for picture in pictures]
     assert found.tolist() == expected
-    assert fidelities(condition, pictures, targets[::-1], shelf).max() < min(expected)
+    assert fidelities(condition, pictures, targets[::-1], shelf, None).max() < min(expected)
+
+
+def test_what_is_opaque_is_all_but_the_white_around() -> None:
+    picture = np.full((16, 16, 3), 240, np.uint8)  # nearly white: what a tokenizer leaves of transparency
+    picture[3:12, 0:9] = 60
+    picture[5:8, 3:6] = 255  # an eye
+    found_HW = opaque_area(picture)[:, :, 0] == 255
+    expected_HW = np.zeros((16, 16), bool)
+    expected_HW[3:12, 0:9] = True
+    assert np.array_equal(found_HW, expected_HW)
+    assert not opaque_area(np.full((8, 8, 1), 255, np.uint8)).any()
+    assert opaque_area(np.zeros((8, 8, 3), np.uint8)).all()
+
+
+def test_areas_agree_by_intersection_over_union() -> None:
+    left, right = np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8, 1), np.uint8)
+    left[:, :5], right[:, 3:] = 255, 128
+    assert area_iou(left, right) == 2 / 8
+    assert area_iou(left, left) == area_iou(left * 0, left * 0) == 1.0
+    assert area_iou(left, left * 0) == 0.0
