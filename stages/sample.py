@@ -150,16 +150,16 @@ def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Pa
     from stages.data.tables import write_table
     from stages.models.cpu import prepare_cpu
     from stages.sampling.filters import LogitFilter
+    from stages.sampling.noise import draws_of
 
     prepare_cpu(config.threads)
     classes, first = unit.recipe["classes"], unit.recipe["first_id"]
     ids = list(range(first, first + unit.recipe["count"]))
     given: Given | None = unit.payload
     labels = [generator.classes.index(classes[i % len(classes)]) if classes else -1 for i in ids]
-    drawn = generator.generate(
+    drawn = generator.draw(
         generator.of_classes(labels) if given is None else given.condition_NC,
-        ids,
-        seed=config.seed,
+        draws_of(config.seed, ids),
         logit_filter=LogitFilter(config.temperature, config.top_k, config.top_p),
         guidance=config.guidance,
         batch_size=config.batch_size,

@@ -35,7 +35,7 @@ from stages.models.priors.gpt import GPT
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import LightBackboneConfig, TokenizerModelConfig
 from stages.models.vocabulary import Vocabulary
-from stages.sampling.noise import GumbelNoise
+from stages.sampling.noise import GumbelNoise, draws_of
 from stages.sampling.tokens import draw_tokens
 from tests.benchmarks.same_minutes import scaled
 from tests.digits import reconstruct
@@ -126,7 +126,9 @@ def speed(config: Config, arguments: argparse.Namespace, place: Path) -> None:
     for name, places in {"tokens": tuple(grid), "pixels": (side, side)}.items():
         prior = network(places, colours)
         started = time.perf_counter()
-        tokens_BT, _ = draw_tokens(prior, prior.vocabulary.condition(torch.arange(batch)), GumbelNoise(0, range(batch)))
+        tokens_BT, _ = draw_tokens(
+            prior, prior.vocabulary.condition(torch.arange(batch)), GumbelNoise(draws_of(0, range(batch)))
+        )
         if name == "tokens":
             tokenizer.decode(tokens_BT.view(batch, *grid))
         seconds[name] = (time.perf_counter() - started) / batch

@@ -17,7 +17,7 @@ from stages.models.priors.load import load_prior
 from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
 from stages.sampling.filters import LogitFilter
-from stages.sampling.noise import GumbelNoise
+from stages.sampling.noise import Draw, GumbelNoise
 from stages.sampling.tokens import draw_tokens
 
 # Shapes: N samples, B batch, C condition tokens (of a picture: channels), T image tokens, H W picture.
@@ -29,8 +29,8 @@ class Samples:
 
     pictures_NHWC: np.ndarray
     """uint8."""
-    ids: list[int]
-    seed: int
+    draws: list[Draw]
+    """The noise that each was drawn with."""
     labels: list[int]
     """-1: without a class."""
     classes: list[str]
@@ -42,14 +42,14 @@ class Samples:
     @property
     def keys(self) -> list[str]:
         """Names of the samples: `s` and the id."""
-        return [f"s{sample_id:08d}" for sample_id in self.ids]
+        return [f"s{draw.sample_id:08d}" for draw in self.draws]
 
     def table(self) -> dict[str, Any]:
         """Columns of the table that lies beside the pictures."""
         return {
-            "id": self.ids,
+            "id": [draw.sample_id for draw in self.draws],
             "key": self.keys,
-            "seed": [self.seed] * len(self.ids),
+            "seed": [draw.seed for draw in self.draws],
             "label": self.labels,
             "class": self.classes,
             "log_likelihood": self.log_likelihood_N,
@@ -58,7 +58,7 @@ class Samples:
 
 
 class Generator:
-    """Draws pictures; what (seed, id, condition) give depends on the batch's shape, not on the others in it."""
+    """Draws pictures; what (draw, condition) give depends on the batch's shape, not on the others in it."""
 
     def __init__(self, tokenizer: Tokenizer, prior: Prior, classes: Sequence[str]) -> None:
         self.tokenizer = tokenizer.eval()
@@ -93,30 +93,29 @@ class Generator:
         ]
         return vocabulary.condition(*values).numpy()
 
-    def generate(
+    def draw(
         self,
         condition_NC: np.ndarray,
-        ids: Sequence[int],
+        draws: Sequence[Draw],
         *,
-        seed: int,
         logit_filter: LogitFilter | None = None,
         guidance: float = 1.0,
         batch_size: int = 64,
     ) -> Samples:
-        """Draw one picture for each (condition, id); conditions as `of_classes` or a table of tokens has them.
+        """Draw one picture for each (condition, draw); conditions as `of_classes` or a table of tokens has them.
 
         Every batch has exactly `batch_size` rows, the last one padded: the order of additions in a matrix product
         depends on its shape, so only a fixed shape gives the same bits wherever a sample lands.
         """
         conditions_NC = torch.from_numpy(condition_NC).long()
         pictures, likelihoods, tokens = [], [], []
-        for start in range(0, len(ids), batch_size):
-            count = min(batch_size, len(ids) - start)
-            rows = [min(start + row, len(ids) - 1) for row in range(batch_size)]
+        for start in range(0, len(draws), batch_size):
+            count = min(batch_size, len(draws) - start)
+            rows = [min(start + row, len(draws) - 1) for row in range(batch_size)]
             tokens_BT, log_likelihood_B = draw_tokens(
                 self.prior,
                 conditions_NC[rows].to(self.device),
-                GumbelNoise(seed, [ids[row] for row in rows]),
+                GumbelNoise([draws[row] for row in rows]),
                 logit_filter=logit_filter,
                 guidance=guidance,
             )
@@ -128,8 +127,7 @@ class Generator:
         labels = self._labels(conditions_NC)
         return Samples(
             pictures_NHWC=np.concatenate(pictures),
-            ids=list(ids),
-            seed=seed,
+            draws=list(draws),
             labels=labels,
             classes=[self.classes[label] if label >= 0 else "" for label in labels],
             log_likelihood_N=np.concatenate(likelihoods),

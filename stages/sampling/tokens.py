@@ -22,12 +22,14 @@ def draw_tokens(
     *,
     logit_filter: LogitFilter | None = None,
     guidance: float = 1.0,
+    known_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw image tokens [B, T] and return them with their log-likelihood [B] in nats (float64).
 
     The likelihood is that under the prior given the condition, without guidance and filters. `guidance` s draws
     from uncond + s * (cond - uncond) (classifier-free guidance; Ho and Salimans, 2022), both in one batch; 1 runs
-    the conditional branch alone. Raises StageError where the prior's logits are not finite.
+    the conditional branch alone. Where `known_BT` is not negative its tokens are kept, and the likelihood is that of
+    the others. Raises StageError where the prior's logits are not finite.
     """
     logit_filter = logit_filter or LogitFilter()
     B = len(condition_BC)
@@ -43,8 +45,13 @@ def draw_tokens(
         drawn_from_BV = _guide(conditional_BV, logits_RV[B:], guidance) if guided else conditional_BV
         noise_BV = torch.from_numpy(noise.at(place, prior.vocabulary.num_codes)).to(condition_BC.device)
         tokens_B = (logit_filter(drawn_from_BV) + noise_BV).argmax(dim=-1)
+        nats_B = token_nats(conditional_BV[:, None], tokens_B[:, None])[:, 0]
+        if known_BT is not None:
+            known_B = known_BT[:, place]
+            tokens_B = torch.where(known_B < 0, tokens_B, known_B)
+            nats_B = nats_B.masked_fill(known_B >= 0, 0)
         tokens_BT[:, place] = tokens_B
-        log_likelihood_B -= token_nats(conditional_BV[:, None], tokens_B[:, None])[:, 0]
+        log_likelihood_B -= nats_B
         if position + 1 < prior.num_tokens:
             logits_RV = prior.step(tokens_B.repeat(2) if guided else tokens_B, position, cache)
     if not log_likelihood_B.isfinite().all():

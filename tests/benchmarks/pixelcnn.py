@@ -27,7 +27,7 @@ from stages.models.cpu import prepare_cpu
 from stages.models.priors.configs import PixelCNNConfig
 from stages.models.priors.pixelcnn import PixelCNN
 from stages.models.vocabulary import Vocabulary
-from stages.sampling.noise import GumbelNoise
+from stages.sampling.noise import GumbelNoise, draws_of
 from stages.sampling.tokens import draw_tokens
 from tests.benchmarks.support.contestants import Contestant
 
@@ -104,7 +104,7 @@ def drawing(kind: type[PixelCNN], threads: int) -> Callable[[int, int], list[lis
 
     def draw(batch: int, number: int) -> list[list[int]]:
         condition_BC = model.vocabulary.condition(torch.arange(batch) % CLASSES)
-        tokens_BT, _ = draw_tokens(model, condition_BC, GumbelNoise(number + 1, range(batch)))
+        tokens_BT, _ = draw_tokens(model, condition_BC, GumbelNoise(draws_of(number + 1, range(batch))))
         drawn: list[list[int]] = tokens_BT.tolist()
         return drawn
 

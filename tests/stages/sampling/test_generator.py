@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from stages.models.priors.configs import PriorDescription
 from stages.models.priors.load import build_prior
 from stages.sampling.generator import Generator
+from stages.sampling.noise import draws_of
 from tests.stages.tiny import tiny_prior, tiny_tokenizer
 
 
@@ -26,22 +27,22 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 
 def test_a_sample_has_the_same_bits_in_whatever_company_it_is_drawn(generator: Generator) -> None:
     labels = [n % 3 for n in range(10)]
-    whole = generator.generate(generator.of_classes(labels), range(10), seed=3, batch_size=4)
-    alone = generator.generate(generator.of_classes([labels[7]]), [7], seed=3, batch_size=4)
+    whole = generator.draw(generator.of_classes(labels), draws_of(3, range(10)), batch_size=4)
+    alone = generator.draw(generator.of_classes([labels[7]]), draws_of(3, [7]), batch_size=4)
     assert np.array_equal(alone.pictures_NHWC[0], whole.pictures_NHWC[7])
     assert np.array_equal(alone.tokens_NT[0], whole.tokens_NT[7])
     assert alone.log_likelihood_N[0] == whole.log_likelihood_N[7]
 
 
 def test_seeds_and_ids_give_different_pictures(generator: Generator) -> None:
-    one = generator.generate(generator.of_classes([0] * 6), range(6), seed=3, batch_size=6)
-    other = generator.generate(generator.of_classes([0] * 6), range(6), seed=4, batch_size=6)
+    one = generator.draw(generator.of_classes([0] * 6), draws_of(3, range(6)), batch_size=6)
+    other = generator.draw(generator.of_classes([0] * 6), draws_of(4, range(6)), batch_size=6)
     assert len(np.unique(one.tokens_NT, axis=0)) > 3
     assert not np.array_equal(one.tokens_NT, other.tokens_NT)
 
 
 def test_pictures_have_the_size_and_range_of_the_tokenizers(generator: Generator) -> None:
-    drawn = generator.generate(generator.of_classes([0, -1]), [5, 6], seed=0, batch_size=2)
+    drawn = generator.draw(generator.of_classes([0, -1]), draws_of(0, [5, 6]), batch_size=2)
     assert drawn.pictures_NHWC.shape == (2, 16, 16, 3)
     assert drawn.pictures_NHWC.dtype == np.uint8
     assert drawn.classes == ["cats", ""]

@@ -15,7 +15,7 @@ from stages.models.priors.prior import Prior
 from stages.models.priors.token_order import places_in_order
 from stages.models.vocabulary import TokenSpace
 from stages.sampling.filters import LogitFilter
-from stages.sampling.noise import GumbelNoise
+from stages.sampling.noise import GumbelNoise, draws_of
 from stages.sampling.tokens import draw_tokens
 
 GPT = GPTConfig(num_layers=2, num_heads=2, width=32, condition_dropout=0.1)
@@ -49,7 +49,7 @@ def make_prior(
 def draw(model: Prior, ids: list[int], **options: object) -> tuple[torch.Tensor, torch.Tensor]:
     labels_B = torch.tensor([sample % 3 for sample in ids])
     condition_BC = model.vocabulary.condition(labels_B)
-    return draw_tokens(model, condition_BC, GumbelNoise(5, ids), **options)  # type: ignore[arg-type]
+    return draw_tokens(model, condition_BC, GumbelNoise(draws_of(5, ids)), **options)  # type: ignore[arg-type]
 
 
 def test_frequencies_are_the_exact_probabilities() -> None:
@@ -60,7 +60,7 @@ def test_frequencies_are_the_exact_probabilities() -> None:
         _, nats_ST = model.loss(condition_BC.expand(27, 1), sequences_ST)
     probabilities_S = (-nats_ST.sum(1)).exp().numpy()
     assert probabilities_S.sum() == pytest.approx(1)
-    drawn_BT, _ = draw_tokens(model, condition_BC.expand(20000, 1), GumbelNoise(0, range(20000)))
+    drawn_BT, _ = draw_tokens(model, condition_BC.expand(20000, 1), GumbelNoise(draws_of(0, range(20000))))
     counts = np.bincount((drawn_BT * torch.tensor([9, 3, 1])).sum(1).numpy(), minlength=27)
     large = probabilities_S * 20000 >= 5
     observed = [*counts[large], counts[~large].sum()]
@@ -92,9 +92,23 @@ def test_tokens_are_those_of_a_loop_without_cache(config: PriorModelConfig) -> N
             conditional_BV = model(condition_BC, expected_BT)[:, place]
             unconditional_BV = model(model.vocabulary.null_condition(condition_BC), expected_BT)[:, place]
         guided_BV = (1 - scale) * unconditional_BV + scale * conditional_BV
-        noise_BV = torch.from_numpy(GumbelNoise(5, ids).at(place, 40))
+        noise_BV = torch.from_numpy(GumbelNoise(draws_of(5, ids)).at(place, 40))
         expected_BT[:, place] = (logit_filter(guided_BV) + noise_BV).argmax(-1)
     assert torch.equal(tokens_BT, expected_BT)
+
+
+def test_known_tokens_are_kept_and_the_others_follow_from_them() -> None:
+    model, ids = make_prior(num_codes=3, grid=(1, 3)), list(range(20000))
+    known_BT = torch.tensor([[2, -1, 1]]).expand(20000, 3)
+    tokens_BT, likelihood_B = draw(model, ids, known_BT=known_BT)
+    assert (tokens_BT[:, [0, 2]] == known_BT[:, [0, 2]]).all()
+    labels_B = torch.tensor([sample % 3 for sample in ids])
+    with torch.no_grad():
+        _, nats_BT = model.loss(model.vocabulary.condition(labels_B), tokens_BT)
+    torch.testing.assert_close(likelihood_B, -nats_BT[:, 1])
+    probabilities_BV = model(model.vocabulary.condition(labels_B[:3]), tokens_BT[:3])[:, 1].softmax(-1).detach()
+    observed = np.bincount(tokens_BT[labels_B == 1][:, 1], minlength=3)
+    assert stats.chisquare(observed, probabilities_BV[1].numpy() * observed.sum()).pvalue > 1e-3
 
 
 def test_batches_of_1_7_and_64_draw_the_same_tokens_in_float64() -> None:
@@ -126,7 +140,7 @@ def test_guidance_1_equals_none_bit_for_bit() -> None:
 def test_guidance_0_equals_the_unconditional_prior() -> None:
     model, ids = make_prior(), list(range(30))
     null_BC = model.vocabulary.condition(torch.full((30,), -1))
-    unconditional_BT, _ = draw_tokens(model, null_BC, GumbelNoise(5, ids))
+    unconditional_BT, _ = draw_tokens(model, null_BC, GumbelNoise(draws_of(5, ids)))
     conditional_BT, _ = draw(model, ids)
     guided_BT, _ = draw(model, ids, guidance=0.0)
     assert torch.equal(guided_BT, unconditional_BT)
