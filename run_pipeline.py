@@ -59,7 +59,9 @@ def build(config: Config) -> list[Stage]:
         maps["maps"] = Stage("maps", make_maps, spatial, {"shards": shards})
         labels = spatial.num_classes if spatial.kind == "segmentation" else None
         learning = config.cond_tokenizer.of_labels(labels) if labels else config.cond_tokenizer
-        beside["cond_tokenizer"] = Stage("cond_tokenizer", train_tokenizer, learning, {"shards": maps["maps"]})
+        learning_from = {"shards": maps["maps"], **start_of("cond_tokenizer", learning.from_checkpoint)}
+        keep = learning.policy == "keep"
+        beside["cond_tokenizer"] = Stage("cond_tokenizer", train_tokenizer, learning, learning_from, keep=keep)
     encoding = EncodeWork.of(config.encode, config.condition)
     encoded = {"shards": shards, "tokenizer": tokenizer, **maps, **beside}
     tokens = Stage("encode", encode, encoding, encoded, version=3)

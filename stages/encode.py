@@ -19,7 +19,7 @@ from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.units import Unit, Worker
 from stages.data.condition_config import ClassCondition, Conditions
-from stages.encoding.segments import segments_of
+from stages.encoding.segments import Known, segments_of
 
 if TYPE_CHECKING:
     from stages.data.box_codes import BoxCodes
@@ -83,7 +83,8 @@ def encode(
     box_codes = _number_boxes(config, shards, output)
     map_space = _picture_space(cond_tokenizer, maps.read_json("dataset.json")) if cond_tokenizer and maps else None
     described = _picture_space(tokenizer, dataset)
-    segments = segments_of(config.condition, dataset["classes"], described["grid"], captions, map_space, box_codes)
+    known = Known(dataset["classes"], described["grid"], captions, map_space, box_codes)
+    segments = segments_of(config.condition, known)
     space = TokenSpace.model_validate({**described, "condition": segments})
     maps_of = {shard.name: shard for split in ("train", "val") for shard in (open_split(maps, split) if maps else ())}
     units = [

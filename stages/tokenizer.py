@@ -41,7 +41,7 @@ def train_tokenizer(
     for doubt in doubts(config):
         output.warn(doubt)
     if checkpoint is not None and config.from_checkpoint is not None:
-        refuse_own_result("tokenizer", config.from_checkpoint, output.workdir)
+        refuse_own_result(config.section, config.from_checkpoint, output.workdir)
         start, remarks = load_tokenizer_start(config, shards.read_json("dataset.json"))
         for remark in remarks:
             output.warn(remark)
@@ -52,7 +52,7 @@ def train_tokenizer(
         }
     folder = training_folder(output, stop_keys=STOP_KEYS)
     job = TokenizerJob(config=config, shards=shards, folder=folder, cluster=runtime.cluster)
-    trained = runtime.run_gang(partial(train_tokenizer_loop, job), label="tokenizer")
+    trained = runtime.run_gang(partial(train_tokenizer_loop, job), label=config.section)
     collect(folder, trained["result"], output)
     output.notes.update(trained["notes"])
     metrics: Metrics = trained["metrics"]

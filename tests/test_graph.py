@@ -32,6 +32,15 @@ def test_a_spatial_condition_brings_maps_and_their_tokenizer(condition: str) -> 
     assert graph["cond_tokenizer"].work is graph["tokenizer"].work
 
 
+def test_a_tokenizer_of_maps_starts_from_weights_and_is_kept_as_that_of_pictures(tmp_path: Path) -> None:
+    weights = f"cond_tokenizer.from_checkpoint={tmp_path}"
+    graph = stages("condition=edges", weights, "cond_tokenizer.policy=keep")
+    assert set(graph["cond_tokenizer"].inputs) == {"shards", "checkpoint"} and graph["cond_tokenizer"].keep
+    assert set(graph["tokenizer"].inputs) == {"shards"} and not graph["tokenizer"].keep
+    with pytest.raises(ConfigError, match=rf"cond_tokenizer.from_checkpoint: {tmp_path} holds no trained"):
+        assert graph["cond_tokenizer"].inputs["checkpoint"].digest
+
+
 def test_class_numbers_reach_their_tokenizer_and_opacity_the_shards() -> None:
     segmentation = stages("condition={kind: segmentation, num_classes: 9}")
     assert segmentation["cond_tokenizer"].config.model.labels == 9  # type: ignore[attr-defined]

@@ -37,6 +37,7 @@ _MIRRORED_PICTURES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 DECODER_FAULTS = (*_DECODER_ERRORS, ZeroDivisionError, struct.error, zlib.error)
 
@@ -91,8 +92,18 @@ def prepare(data: bytes, how: Preparation) -> Image.Image:
         image.load()
     except DECODER_FAULTS as error:
         raise Rejected("broken", f"its pixels cannot be decoded ({brief(error)})") from None
-    square = to_square(_flatten(image, how.channels), how)
-    return square.transpose(turn) if turn is not None else square  # turning the small square costs the least
+    return turned(to_square(_flatten(image, how.channels), how), turn)  # turning the small square costs the least
+
+
+def turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    """The picture after a turn of `turn_of`."""
+    return image if turn is None else image.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture as people see it, by its EXIF orientation."""
+    width, height = image.size
+    return (height, width) if turn_of(image) in _LYING else (width, height)
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.units import Unit
 from stages.data.boxes import prepare_boxes
-from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, image_dimensions, prepare
+from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, open_image, prepare, upright_size
 from stages.data.map_files import prepare_alpha, prepare_map
 from stages.data.pictures import Box
 from stages.data.shards import Sample, sample_key, write_shard
@@ -83,10 +83,10 @@ class Packer:
 
     def _maps(self, picture: bytes, maps: Sequence[Sequence[Any]]) -> dict[str, bytes]:
         """The encoded maps of a picture, cut as it was."""
-        found = {}
+        found, shape = {}, upright_size(open_image(picture))
         for kind, path, size, stamp in maps:
             data = self.read(path, size, stamp)
-            found[kind] = encode_image(prepare_map(data, kind, image_dimensions(picture), self.preparation), "png")
+            found[kind] = encode_image(prepare_map(data, kind, shape, self.preparation), "png")
         if self.alpha:
             found["alpha"] = encode_image(prepare_alpha(picture, self.preparation), "png")
         return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.data.condition_config import ConditionConfig
@@ -12,52 +13,65 @@ if TYPE_CHECKING:
     from stages.data.box_codes import BoxCodes
 
 
-def segments_of(
-    conditions: Sequence[ConditionConfig],
-    classes: Sequence[str],
-    grid: Sequence[int],
-    captions: str | None,
-    map_space: Mapping[str, Any] | None,
-    box_codes: BoxCodes | None = None,
-) -> list[Segment]:
-    """A segment for each condition of pictures whose tokens lie on `grid`.
+@dataclass(frozen=True)
+class Known:
+    """What the sizes of segments depend on beside the conditions themselves."""
 
-    `captions` is the JSON of byte pairs, `map_space` says of the maps' tokens `tokenizer`, `codebook_size` and `grid`,
-    `box_codes` are the values of boxes.
-    """
-    return [_segment(condition, classes, grid, captions, map_space, box_codes) for condition in conditions]
+    classes: Sequence[str]
+    grid: tuple[int, int]
+    """Rows and columns of a picture's tokens."""
+    captions: str | None
+    """The JSON of byte pairs, where captions are a condition."""
+    map_space: Mapping[str, Any] | None
+    """`tokenizer`, `codebook_size` and `grid` of the maps' tokens, where a map is a condition."""
+    box_codes: BoxCodes | None
+    """The values of boxes, where they are a condition."""
 
 
-def _segment(
-    condition: ConditionConfig,
-    classes: Sequence[str],
-    grid: Sequence[int],
-    captions: str | None,
-    map_space: Mapping[str, Any] | None,
-    box_codes: BoxCodes | None,
-) -> Segment:
-    rows, columns = grid
-    if condition.kind == "none":
-        return Segment(kind="none", length=1, size=0)
-    if condition.kind == "class":
-        return Segment(kind="class", length=1, size=len(classes))
-    if condition.kind == "coordinates":
-        # Places run from 0 to the last one itself: a mean near the last pixel rounds up to it.
-        return Segment(kind="coordinates", length=rows * columns, size=condition.values + 1, grid=(rows, columns))
-    if condition.kind == "caption":
-        from stages.data.captions import Captions
+def segments_of(conditions: Sequence[ConditionConfig], known: Known) -> list[Segment]:
+    """A segment for each condition."""
+    return [SEGMENTS.get(condition.kind, _map)(condition, known) for condition in conditions]
 
-        assert captions is not None, "captions are learnt where they are a condition"
-        return Segment(kind="caption", length=condition.length, size=len(Captions(captions)))
-    if condition.kind == "boxes":
-        assert box_codes is not None, "the classes of boxes are read where they are a condition"
-        return Segment(kind="boxes", length=3 * condition.max_boxes, size=box_codes.size)
-    assert map_space is not None, f"the graph gives encode a tokenizer of the maps for condition {condition.kind}"
-    rows, columns = map_space["grid"]
-    return Segment(
-        kind=condition.kind,
-        length=rows * columns,
-        size=map_space["codebook_size"],
-        grid=(rows, columns),
-        tokenizer=map_space["tokenizer"],
-    )
+
+def _nothing(condition: Any, known: Known) -> Segment:
+    return Segment(kind="none", length=1, size=0)
+
+
+def _class(condition: Any, known: Known) -> Segment:
+    return Segment(kind="class", length=1, size=len(known.classes))
+
+
+def _caption(condition: Any, known: Known) -> Segment:
+    from stages.data.captions import Captions
+
+    assert known.captions is not None, "captions are learnt where they are a condition"
+    return Segment(kind="caption", length=condition.length, size=len(Captions(known.captions)))
+
+
+def _coordinates(condition: Any, known: Known) -> Segment:
+    rows, columns = known.grid
+    # Places run from 0 to the last one itself: a mean near the last pixel rounds up to it.
+    return Segment(kind="coordinates", length=rows * columns, size=condition.values + 1, grid=(rows, columns))
+
+
+def _boxes(condition: Any, known: Known) -> Segment:
+    assert known.box_codes is not None, "the classes of boxes are read where they are a condition"
+    return Segment(kind="boxes", length=3 * condition.max_boxes, size=known.box_codes.size)
+
+
+def _map(condition: Any, known: Known) -> Segment:
+    space = known.map_space
+    assert space is not None, f"the graph gives encode a tokenizer of the maps for condition {condition.kind}"
+    rows, columns = space["grid"]
+    size, tokenizer = space["codebook_size"], space["tokenizer"]
+    return Segment(kind=condition.kind, length=rows * columns, size=size, grid=(rows, columns), tokenizer=tokenizer)
+
+
+SEGMENTS: Mapping[str, Callable[[Any, Known], Segment]] = {
+    "none": _nothing,
+    "class": _class,
+    "caption": _caption,
+    "coordinates": _coordinates,
+    "boxes": _boxes,
+}
+"""By kind of condition; all others are maps."""

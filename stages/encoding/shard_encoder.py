@@ -20,7 +20,12 @@ from pipeline.units import Unit
 from stages.data.box_codes import BoxCodes
 from stages.data.boxes import window_boxes
 from stages.data.captions import Captions
-from stages.data.condition_config import ConditionConfig
+from stages.data.condition_config import (
+    BoxesCondition,
+    CaptionCondition,
+    ConditionConfig,
+    CoordinatesCondition,
+)
 from stages.data.condition_values import class_values, coordinate_values, no_values
 from stages.data.images import decode_image, to_model_range
 from stages.data.shards import ShardReader, boxes_of
@@ -89,37 +94,42 @@ class ShardEncoder:
 
     def _values(self, condition: ConditionConfig, reader: ShardReader, rows: Sequence[Row], unit: Unit) -> np.ndarray:
         """The values [N, L] of one condition."""
-        described = [reader.table[row.place] for row in rows]
-        if condition.kind == "none":
-            return no_values(len(rows))
-        if condition.kind == "class":
-            return class_values([row["label"] for row in described])
-        if condition.kind == "caption":
-            assert self.captions is not None
-            return self.captions.values([row["caption"] for row in described], condition.length)
-        if condition.kind == "coordinates":
-            tokenizer = self.tokenizer
-            values = [
-                coordinate_values(
-                    [row.window],
-                    stored=_stored(about),
-                    size=tokenizer.image_size,
-                    grid=tokenizer.grid,
-                    values=condition.values,
-                )
-                for row, about in zip(rows, described, strict=True)
-            ]
-            return np.concatenate([np.empty((0, tokenizer.grid[0] * tokenizer.grid[1]), np.int64), *values])
-        if condition.kind == "boxes":
-            assert self.box_codes is not None
-            size = self.tokenizer.image_size
-            pictures = [
-                None if boxes is None else window_boxes(boxes, row.window, stored=about["width"], size=size)
-                for row, about, boxes in zip(rows, described, map(boxes_of, described), strict=True)
-            ]
-            return self.box_codes.values(pictures, condition.max_boxes)
+        makers: dict[str, Callable[[Any, ShardReader, Sequence[Row]], np.ndarray]] = {
+            "none": lambda condition, reader, rows: no_values(len(rows)),
+            "class": lambda condition, reader, rows: class_values([reader.table[row.place]["label"] for row in rows]),
+            "caption": self._caption_values,
+            "coordinates": self._coordinate_values,
+            "boxes": self._box_values,
+        }
+        if condition.kind in makers:
+            return makers[condition.kind](condition, reader, rows)
         assert self.map_tokenizer is not None
         return self._tokens(self.map_tokenizer, ShardReader(unit.payload["maps"]), rows, unit)
+
+    def _caption_values(self, condition: CaptionCondition, reader: ShardReader, rows: Sequence[Row]) -> np.ndarray:
+        assert self.captions is not None
+        return self.captions.values([reader.table[row.place]["caption"] for row in rows], condition.length)
+
+    def _coordinate_values(
+        self, condition: CoordinatesCondition, reader: ShardReader, rows: Sequence[Row]
+    ) -> np.ndarray:
+        size, grid = self.tokenizer.image_size, self.tokenizer.grid
+        values = [np.empty((0, grid[0] * grid[1]), np.int64)]
+        for row in rows:
+            stored = _stored(reader.table[row.place])
+            values.append(coordinate_values([row.window], stored=stored, size=size, grid=grid, values=condition.values))
+        return np.concatenate(values)
+
+    def _box_values(self, condition: BoxesCondition, reader: ShardReader, rows: Sequence[Row]) -> np.ndarray:
+        assert self.box_codes is not None
+        size, pictures = self.tokenizer.image_size, []
+        for row in rows:
+            about = reader.table[row.place]
+            boxes = boxes_of(about)
+            pictures.append(
+                None if boxes is None else window_boxes(boxes, row.window, stored=about["width"], size=size)
+            )
+        return self.box_codes.values(pictures, condition.max_boxes)
 
     def _tokens(self, tokenizer: Tokenizer, reader: ShardReader, rows: Sequence[Row], unit: Unit) -> np.ndarray:
         """The tokens [N, T] of the variants, batch by batch."""

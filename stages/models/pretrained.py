@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.manifest import MANIFEST
 from pipeline.storage import Folder, content_hash
 
-Part = Literal["tokenizer", "prior"]
+Part = Literal["tokenizer", "cond_tokenizer", "prior"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 JUDGE = "discriminator.safetensors"
@@ -67,7 +67,7 @@ def list_pretrained(place: str, part: Part) -> Iterator[SourceFile]:
         )
     recorded = home.read_json(MANIFEST)["files"] if home.exists(MANIFEST) else []
     known = {row["path"]: row["sha256"] for row in recorded}
-    names = (CONFIG, WEIGHTS, JUDGE, TRAINING) if part == "tokenizer" else (CONFIG, WEIGHTS)
+    names = (CONFIG, WEIGHTS) if part == "prior" else (CONFIG, WEIGHTS, JUDGE, TRAINING)
     for name in names:
         size = home.size(name)
         if size is not None:

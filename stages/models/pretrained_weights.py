@@ -41,12 +41,12 @@ class PretrainedPrior:
     weights: dict[str, Tensor]
 
 
-def load_pretrained_tokenizer(place: str) -> PretrainedTokenizer:
+def load_pretrained_tokenizer(place: str, part: Part = "tokenizer") -> PretrainedTokenizer:
     """Read a tokenizer. Raises DataError where there is none or its files are damaged."""
     if is_foreign(place):
         vqgan = _first_stage(read_checkpoint(Path(place)))
         return PretrainedTokenizer(vqgan.model, vqgan.image_size, vqgan.channels, vqgan.weights, vqgan.judge_weights)
-    home = _home(place, "tokenizer")
+    home = _home(place, part)
     found = Tokenizer.load(home.url)
     return PretrainedTokenizer(
         found.config, found.image_size, found.channels, found.state_dict(), discriminator_weights(home)

@@ -52,15 +52,15 @@ def load_tokenizer_start(
     Raises ConfigError naming every key that differs from what the weights are of.
     """
     assert config.from_checkpoint is not None
-    start = load_pretrained_tokenizer(config.from_checkpoint)
-    complaints = _differences("tokenizer.model", config.model, start.model)
+    start = load_pretrained_tokenizer(config.from_checkpoint, config.section)
+    complaints = _differences(f"{config.section}.model", config.model, start.model)
     if dataset["channels"] != start.channels:
         complaints.append(_line("shard.channels", dataset["channels"], start.channels))
     if not complaints:
         with torch.device("meta"):
             places = Tokenizer(config.model, image_size=dataset["image_size"], channels=start.channels).state_dict()
-        _check_weights(config.from_checkpoint, start.weights, places, dataset["image_size"], start.image_size)
-    _refuse("tokenizer", config.from_checkpoint, complaints)
+        _check_weights(config, start.weights, places, dataset["image_size"], start.image_size)
+    _refuse(config.section, config.from_checkpoint, complaints)
     remarks = []
     if dataset["image_size"] != start.image_size:
         remarks.append(
@@ -134,16 +134,18 @@ def _refuse(part: str, place: str, complaints: list[str]) -> None:
 
 
 def _check_weights(
-    place: str, weights: Mapping[str, Tensor], places: Mapping[str, Tensor], now: int, then: int
+    config: TokenizerConfig, weights: Mapping[str, Tensor], places: Mapping[str, Tensor], now: int, then: int
 ) -> None:
     if {name: tensor.shape for name, tensor in weights.items()} == {n: t.shape for n, t in places.items()}:
         return
     if now != then:
         raise ConfigError(
-            f"tokenizer.from_checkpoint {place} was trained on pictures of {then}x{then}, and at {now}x{now} its "
-            f"layers lie elsewhere: set shard.image_size={then}"
+            f"{config.section}.from_checkpoint {config.from_checkpoint} was trained on pictures of {then}x{then}, and "
+            f"at {now}x{now} its layers lie elsewhere: set shard.image_size={then}"
         )
-    raise DataError(f"{place}: its weights are not those of its configuration; make or import it again")
+    raise DataError(
+        f"{config.from_checkpoint}: its weights are not those of its configuration; make or import it again"
+    )
 
 
 def _another_judge(config: TokenizerConfig, start: PretrainedTokenizer) -> str:

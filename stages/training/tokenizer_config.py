@@ -1,6 +1,6 @@
 """The configuration of the tokenizer stage: model, losses, optimizer, schedule. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,7 @@ from pydantic import (
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
 from stages.models.losses.configs import LossConfig, MapLossConfig
-from stages.models.pretrained import absolute
+from stages.models.pretrained import Part, absolute
 from stages.models.tokenizer_config import TokenizerModelConfig
 
 
@@ -69,6 +69,9 @@ class TokenizerOptimizerConfig(StrictModel):
 
 class TokenizerConfig(StrictModel):
     """How a tokenizer is trained."""
+
+    section: ClassVar[Part] = "tokenizer"
+    """Which section of the experiment this is."""
 
     model: TokenizerModelConfig = TokenizerModelConfig()
     """Encoder, codebook, decoder."""
@@ -133,6 +136,8 @@ class TokenizerConfig(StrictModel):
 
 class MapTokenizerConfig(TokenizerConfig):
     """How the tokenizer of a spatial condition is trained: maps are simpler than pictures, and nobody looks at them."""
+
+    section: ClassVar[Part] = "cond_tokenizer"
 
     losses: MapLossConfig = MapLossConfig()
     """The terms of the loss; neither perceptual nor adversarial unless they are given a weight."""

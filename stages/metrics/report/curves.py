@@ -90,9 +90,11 @@ def draw_charts(charts: Sequence[Chart], history: Sequence[Row]) -> list[Drawing
     steps = (0.0, max((row["step"] for row in history), default=0.0))
     for chart in charts:
         lines = [(name, *_points(history, key)) for key, name in chart.series]
-        lines = [(name, steps, values) for name, steps, values in lines if len(steps)]
-        if any(values.any() for _, _, values in lines):
-            axes = Axes("step", smooth=True, logarithmic=chart.logarithmic, x_limits=steps)
+        lines = [(name, at, values) for name, at, values in lines if values.any()]
+        if lines:
+            # Some terms can be negative, as the entropy loss of lookup-free codes.
+            logarithmic = chart.logarithmic and all(values.min() >= 0 for _, _, values in lines)
+            axes = Axes("step", smooth=True, logarithmic=logarithmic, x_limits=steps)
             drawn.append(_draw(chart.title, lines, axes))
     return drawn
 

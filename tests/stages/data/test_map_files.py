@@ -12,14 +12,16 @@ from stages.data.map_files import prepare_alpha, prepare_map
 HOW = Preparation(image_size=16)
 
 
-def png(array: np.ndarray, mode: str | None = None) -> bytes:
+def png(array: np.ndarray, mode: str | None = None, orientation: int = 1) -> bytes:
     image = Image.fromarray(array)
     if mode == "P":
         image = image.convert("P")
         image = Image.frombytes("P", image.size, array.tobytes())
         image.putpalette([value % 256 for value in range(0, 768 * 7, 7)])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", exif=exif)
     return buffer.getvalue()
 
 
@@ -79,3 +81,30 @@ def test_alpha_is_where_the_picture_is_opaque() -> None:
     alpha = np.asarray(prepare_alpha(png(picture), HOW))
     assert (alpha[:, :7] == 0).all() and (alpha[:, 9:] == 255).all()
     assert (np.asarray(prepare_alpha(png(picture[:, :, :3]), HOW)) == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_maps_and_transparency_turn_with_the_camera(orientation: int) -> None:
+    upright = numbers()
+    opaque = np.dstack([np.full((*upright.shape, 3), 255, np.uint8), upright])
+    lying, lying_opaque = (np.asarray(_before_turning(Image.fromarray(it), orientation)) for it in (upright, opaque))
+    expected = np.asarray(prepare_map(png(upright), "segmentation", (64, 40), HOW))
+    assert len(np.unique(expected[:, 8])) > 1 or len(np.unique(expected[8])) > 1
+    for data in (png(upright), png(lying, orientation=orientation)):
+        assert np.array_equal(prepare_map(data, "segmentation", (64, 40), HOW), expected)
+        assert np.asarray(prepare_map(data, "depth", (64, 40), HOW)).shape == (16, 16)
+    alpha, expected = (
+        np.asarray(prepare_alpha(data, HOW)).astype(int)
+        for data in (png(lying_opaque, orientation=orientation), png(opaque))
+    )
+    assert abs(alpha - expected).max() <= 1 < np.ptp(expected)  # rows are averaged before or after columns
+
+
+def _before_turning(image: Image.Image, orientation: int) -> Image.Image:
+    """What a camera held so would have written of an upright picture."""
+    turns = Image.Transpose
+    undo = [
+        *(None, turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM),
+        *(turns.TRANSPOSE, turns.ROTATE_90, turns.TRANSVERSE, turns.ROTATE_270),
+    ][orientation - 1]
+    return image if undo is None else image.transpose(undo)

@@ -44,6 +44,13 @@ def test_a_factor_that_is_zero_at_first_is_no_line_on_a_logarithmic_scale() -> N
     assert "nan" not in drawing.svg.lower() and "inf" not in drawing.svg.lower()
 
 
+def test_a_term_that_becomes_negative_is_drawn_and_one_that_is_always_zero_is_not() -> None:
+    terms = {"train/reconstruction": 0.5, "train/perceptual": 0.0, "train/codebook": -0.2}
+    (drawing,) = draw_charts(TOKENIZER_CHARTS, [{"step": step, **terms} for step in range(1, 10)])
+    assert drawing.names == ("pixels", "codebook")
+    assert "−0.2<" in drawing.svg  # a mark of the scale
+
+
 def test_codebook_chart_spans_all_codes_though_some_never_occur() -> None:
     counts = np.zeros(400, np.int64)
     counts[:100] = np.arange(1, 101)
