@@ -22,7 +22,7 @@ def folder_of(artifact: Artifact) -> Path:
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     workdir = tmp_path_factory.mktemp("generator")
     tokenizer = tiny_tokenizer(workdir)
-    return Generator.load(folder_of(tokenizer), folder_of(tiny_prior(workdir, tokenizer)))
+    return Generator.of_folders(folder_of(tokenizer), folder_of(tiny_prior(workdir, tokenizer)))
 
 
 def test_a_sample_has_the_same_bits_in_whatever_company_it_is_drawn(generator: Generator) -> None:
@@ -63,4 +63,4 @@ def test_a_tokenizer_that_does_not_fit_the_prior_is_refused(tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     build_prior(description).save(tmp_path / "other", description)
     with pytest.raises(ConfigError, match=r"\(20, \(2, 2\)\), the prior in .* expects \(21, \(2, 2\)\)"):
-        Generator.load(folder_of(tokenizer), tmp_path / "other")
+        Generator.of_folders(folder_of(tokenizer), tmp_path / "other")
