@@ -21,10 +21,9 @@ from stages.models.tokenizer import Tokenizer
 from stages.models.vocabulary import Segment, Vocabulary
 from stages.sampling.asking import Ask, BoxLike, Coordinates
 from stages.sampling.bundle import Parts
+from stages.sampling.canvas import Grid, spread
 from stages.sampling.pictures import square_map, square_picture
 
-Grid = tuple[int, int]
-"""Rows and columns of tokens."""
 NAMED = 12
 """Classes that a message lists."""
 MAP_FIELDS = ("condition_picture", "condition_map")
@@ -79,16 +78,8 @@ class Conditioner:
         return condition_1C
 
     def vocabulary(self, grid: Grid) -> Vocabulary:
-        """The prior's vocabulary, with the segments of a picture of so many token rows and columns."""
-        own = self.prior.grid
-
-        def spread(segment: Segment) -> Segment:
-            if segment.grid is None or grid == own:
-                return segment
-            rows, columns = (side * many // few for side, many, few in zip(segment.grid, grid, own, strict=True))
-            return segment.model_copy(update={"grid": (rows, columns), "length": rows * columns})
-
-        return Vocabulary(self.prior.codebook_size, tuple(map(spread, self.prior.condition)))
+        """The vocabulary of pictures of so many token rows and columns."""
+        return spread(self.prior.vocabulary, self.prior.grid, grid)
 
     def label(self, label: str | int) -> int:
         """The number of a class by its name (in any case) or number. Raises ConfigError for an unknown one."""

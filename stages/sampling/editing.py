@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from stages.sampling.asking import Ask
 from stages.sampling.noise import Draw, GumbelNoise
 from stages.sampling.pictures import PictureLike, square_mask, square_picture
+from stages.sampling.sight import what_it_sees
 
 if TYPE_CHECKING:
     from stages.sampling.generator import Generator
@@ -135,8 +136,10 @@ def redraw(
         hole_HW = redrawn_NRK[0].repeat(factor, 0).repeat(factor, 1) if masked_HW is None else masked_HW
         feather = factor // 2 if how.feather is None else how.feather
         pictures_NHWC = np.stack([paste(drawn, picture_HWC, hole_HW, feather) for drawn in pictures_NHWC])
-    known = {"edit": edit, "redrawn_tokens": int(redrawn_NRK[0].sum())}
-    facts = [known | fact | extra for fact, extra in zip(facts_of(ask, samples), more, strict=True)]
+    facts = [
+        {"edit": edit} | fact | extra | {"sight": str(what_it_sees(generator.prior, redrawn_RK))}
+        for fact, extra, redrawn_RK in zip(facts_of(ask, samples), more, redrawn_NRK, strict=True)
+    ]
     return to_pictures(pictures_NHWC, facts)
 
 

@@ -25,7 +25,7 @@ from stages.models.tokenizer import Tokenizer
 from stages.sampling import editing
 from stages.sampling.asking import Ask, Asked
 from stages.sampling.bundle import Parts
-from stages.sampling.canvas import draw_on_grid
+from stages.sampling.canvas import Grid, draw_on_grid
 from stages.sampling.conditioning import Conditioner
 from stages.sampling.filters import LogitFilter
 from stages.sampling.noise import Draw, GumbelNoise
@@ -191,7 +191,7 @@ class Generator:
         guidance: float = 1.0,
         batch_size: int = 64,
         known_NRK: np.ndarray | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: Grid | None = None,
     ) -> Samples:
         """Draw one picture for each (condition, draw); conditions as `of_classes` or a table of tokens has them.
 
@@ -230,14 +230,14 @@ class Generator:
             tokens_NT=np.concatenate(tokens),
         )
 
-    def _labels(self, conditions_NC: torch.Tensor, grid: tuple[int, int]) -> list[int]:
+    def _labels(self, conditions_NC: torch.Tensor, grid: Grid) -> list[int]:
         vocabulary = self.conditioner.vocabulary(grid)
         if "class" not in (segment.kind for segment in vocabulary.segments):
             return [-1] * len(conditions_NC)
         labels: list[int] = vocabulary.values(conditions_NC, "class")[:, 0].tolist()
         return labels
 
-    def grid_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
+    def grid_of(self, size: tuple[int, int] | None) -> Grid:
         """Token rows and columns of a picture of (height, width) pixels. Raises ConfigError where there are none."""
         factor, side = self.tokenizer.config.factor, self.tokenizer.image_size
         height, width = size or (side, side)

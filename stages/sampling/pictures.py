@@ -58,7 +58,7 @@ def square_picture(picture: PictureLike, how: Preparation, what: str = "picture"
         square = prepare(picture_bytes(picture, what), replace(how, min_size=1))
     except Rejected as rejected:
         raise DataError(f"the {what} cannot be used: {rejected.reason}") from None
-    return np.asarray(square).reshape(how.image_size, how.image_size, how.channels)
+    return np.array(square).reshape(how.image_size, how.image_size, how.channels)
 
 
 def square_map(given: PictureLike, kind: str, how: Preparation) -> np.ndarray:
@@ -72,7 +72,7 @@ def square_map(given: PictureLike, kind: str, how: Preparation) -> np.ndarray:
         square = prepare_alpha(data, how) if kind == "opacity" else prepare_map(data, kind, size, how)
     except Rejected as rejected:
         raise DataError(f"the {kind} map cannot be used: {rejected.reason}") from None
-    return np.asarray(square).reshape(how.image_size, how.image_size, how.channels)
+    return np.array(square).reshape(how.image_size, how.image_size, how.channels)
 
 
 def square_mask(mask: PictureLike, picture: PictureLike, how: Preparation) -> np.ndarray:
