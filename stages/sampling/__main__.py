@@ -198,9 +198,9 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _box(text: str) -> list[str | float]:
-    name, *edges = text.rsplit(",", 4)
     try:
-        return [name, *map(float, edges)]
+        name, left, top, right, bottom = text.rsplit(",", 4)
+        return [name, *map(float, (left, top, right, bottom))]
     except ValueError:
         raise ConfigError(f"--box {text}: write NAME,LEFT,TOP,RIGHT,BOTTOM with shares such as 0.25") from None
 

@@ -18,13 +18,12 @@ from PIL import Image
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 from stages.data.images import to_model_range, to_uint8
-from stages.models.pretrained import CONFIG, WEIGHTS
 from stages.models.priors.load import load_prior
 from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
 from stages.sampling import editing
 from stages.sampling.asking import Ask, Asked
-from stages.sampling.bundle import Parts
+from stages.sampling.bundle import Parts, fetched
 from stages.sampling.canvas import Grid, draw_on_grid
 from stages.sampling.conditioning import Conditioner
 from stages.sampling.filters import LogitFilter
@@ -61,7 +60,7 @@ class Generator:
         `precision` is the prior's arithmetic, the tokenizer's is fp32. Raises ConfigError naming what is missing, and
         DataError for files that are damaged.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = _usable(device)
         if precision not in DTYPES:
             raise ConfigError(f"precision {precision!r}: choose {', '.join(DTYPES)}")
         generator = cls._of_parts(Parts.find(place), device)
@@ -75,15 +74,15 @@ class Generator:
 
     @classmethod
     def _of_parts(cls, parts: Parts, device: str) -> Generator:
-        tokenizer, prior = Tokenizer.load(_fetched(parts.tokenizer), device), parts.description
+        tokenizer, prior = Tokenizer.load(fetched(parts.tokenizer), device), parts.description
         ours, theirs = (tokenizer.num_codes, tuple(tokenizer.grid)), (prior.codebook_size, prior.grid)
         if ours != theirs:
             raise ConfigError(
                 f"the tokenizer in {parts.tokenizer} has codebook size and grid {ours}, the prior in {parts.prior} "
                 f"expects {theirs}: load the tokenizer that the prior was trained with, {prior.tokenizer[:12]}"
             )
-        maps = Tokenizer.load(_fetched(parts.map_tokenizer), device) if parts.map_tokenizer else None
-        return cls(tokenizer, load_prior(_fetched(parts.prior), device), parts, maps)
+        maps = Tokenizer.load(fetched(parts.map_tokenizer), device) if parts.map_tokenizer else None
+        return cls(tokenizer, load_prior(fetched(parts.prior), device), parts, maps)
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle: plain files that `load` takes anywhere, and that draw the same pictures, bit for bit."""
@@ -250,7 +249,12 @@ class Generator:
         return height // factor, width // factor
 
 
-def _fetched(home: Folder) -> Path:
-    """The local path of a model's folder, wherever it lies."""
-    home.local(WEIGHTS)
-    return home.local(CONFIG).parent
+def _usable(device: str | None) -> str:
+    """The device of this name, by default a GPU if there is one. Raises ConfigError where it cannot be used."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from None
+    return device
