@@ -169,6 +169,11 @@ def _draw(act: Act, place: str, asked: dict[str, Any], own: dict[str, Any]) -> N
     width, height = pictures[0].size
     many = f"{len(pictures)} pictures" if len(pictures) > 1 else "a picture"
     typer.echo(f"{out}: {many} of {height}x{width}, seed {asked['seed']}, {seconds:.1f} s")
+    if max(width, height) > generator.tokenizer.image_size:
+        from stages.sampling.canvas import size_warning
+
+        if (warning := size_warning(generator.prior)) is not None:
+            typer.echo(f"note: {warning}", err=True)
     if "sight" in pictures[0].info:
         typer.echo(pictures[0].info["sight"])
 

@@ -68,6 +68,13 @@ def draw_on_grid(
     return tokens_BRK, log_likelihood_B
 
 
+def size_warning(prior: Prior) -> str | None:
+    """Why pictures larger than those that a prior learned may come out wrong; None where it is told what lies where."""
+    plan = importlib.import_module("stages.sampling.window_plan")
+    warning: str | None = plan.window_warning(prior.vocabulary)
+    return warning
+
+
 def _large_condition(prior: Prior, condition_BC: Tensor, grid: Grid) -> object:
     """The condition in the form in which windows are cut from it."""
     large_condition = importlib.import_module("stages.sampling.large_condition")

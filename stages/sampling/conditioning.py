@@ -22,7 +22,7 @@ from stages.models.vocabulary import Segment, Vocabulary
 from stages.sampling.asking import Ask, BoxLike, Coordinates
 from stages.sampling.bundle import Parts
 from stages.sampling.canvas import Grid, spread
-from stages.sampling.pictures import square_map, square_picture
+from stages.sampling.pictures import cut_map, cut_picture
 
 NAMED = 12
 """Classes that a message lists."""
@@ -158,18 +158,16 @@ class Conditioner:
         condition = self.parts.map_condition
         if condition is None or self.map_tokenizer is None:
             raise DataError(f"cond_tokenizer is missing beside the prior in {self.parts.place}: write the bundle again")
+        factor = self.map_tokenizer.config.factor
         rows, columns = grid or self.map_tokenizer.grid
-        if rows != columns:
-            raise ConfigError(f"a map of {rows}x{columns} tokens: with a map, draw squares")
-        side = rows * self.map_tokenizer.config.factor
-        how = replace(self.preparation, image_size=side)
+        size = rows * factor, columns * factor
         given = ask.condition_map if ask.condition_picture is None else ask.condition_picture
         assert given is not None
         if isinstance(condition, ComputedMap) and ask.condition_picture is not None:
-            return make_map(condition, square_picture(given, how, "condition picture"))
-        how = replace(how, channels=map_channels(condition, self.prior.channels))  # type: ignore[arg-type]
+            return make_map(condition, cut_picture(given, self.preparation, "condition picture", size))
+        how = replace(self.preparation, channels=map_channels(condition, self.prior.channels))  # type: ignore[arg-type]
         kind = "opacity" if condition.kind == "alpha" and ask.condition_picture is not None else condition.kind
-        map_HWC = square_map(given, kind, how)
+        map_HWC = cut_map(given, kind, how, size)
         if condition.kind == "segmentation" and map_HWC.max() >= condition.num_classes:
             raise DataError(f"the segmentation has class {map_HWC.max()}, this prior knows {condition.num_classes}")
         return map_HWC

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from pipeline.errors import ConfigError, DataError
 from stages.sampling.asking import Ask
 from stages.sampling.noise import Draw, GumbelNoise
-from stages.sampling.pictures import PictureLike, square_mask, square_picture
+from stages.sampling.pictures import PictureLike, cut_mask, cut_picture
 from stages.sampling.sight import what_it_sees
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def inpaint(
     if dilate < 0:
         raise ConfigError(f"dilate={dilate} must not be negative")
     picture_HWC, tokens_RK = _encoded(generator, picture)
-    masked_HW = square_mask(mask, picture, generator.conditioner.preparation)
+    masked_HW = cut_mask(mask, picture, generator.conditioner.preparation)
     if not masked_HW.any():
         raise DataError("the mask marks nothing: paint white what is to be redrawn")
     if dilate:
@@ -229,7 +229,7 @@ def to_pictures(pictures_NHWC: np.ndarray, facts: Sequence[Facts]) -> list[Image
 
 def _encoded(generator: Generator, picture: PictureLike) -> tuple[np.ndarray, np.ndarray]:
     """The picture as the tokenizer takes it, and its tokens."""
-    picture_HWC = square_picture(picture, generator.conditioner.preparation)
+    picture_HWC = cut_picture(picture, generator.conditioner.preparation)
     return picture_HWC, generator.encode(picture_HWC[None])[0]
 
 

@@ -6,7 +6,7 @@ Shapes: H height, W width, C channels; pictures are uint8.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,8 @@ PictureLike = Image.Image | np.ndarray | str | Path
 """A PIL picture, an array [H, W] or [H, W, C] (uint8, or bool for masks), or the path of a file."""
 KEPT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Modes that a PNG keeps as they are; others become RGB."""
+Size = tuple[int, int]
+"""Height and width in pixels."""
 GAP = 4
 HALF = 128
 
@@ -52,30 +54,59 @@ def _of_array(array: np.ndarray, what: str) -> Image.Image:
     return Image.fromarray(array.astype(np.uint8) * 255 if kind != np.uint8 else array)
 
 
-def square_picture(picture: PictureLike, how: Preparation, what: str = "picture") -> np.ndarray:
-    """A picture cut and resized as shards' are: [side, side, C]. Raises DataError where it cannot be used."""
+def cut_picture(picture: PictureLike, how: Preparation, what: str = "picture", size: Size | None = None) -> np.ndarray:
+    """A picture cut and resized as shards' are, or alike to another (height, width): [H, W, C].
+
+    Raises DataError where it cannot be used.
+    """
+    data = picture_bytes(picture, what)
     try:
-        square = prepare(picture_bytes(picture, what), replace(how, min_size=1))
+        return _cut(data, how, size, lambda data, how: prepare(data, replace(how, min_size=1)))
     except Rejected as rejected:
         raise DataError(f"the {what} cannot be used: {rejected.reason}") from None
-    return np.array(square).reshape(how.image_size, how.image_size, how.channels)
 
 
-def square_map(given: PictureLike, kind: str, how: Preparation) -> np.ndarray:
-    """A map cut as its picture would be: [side, side, C]. Raises DataError where it cannot be used.
+def cut_map(given: PictureLike, kind: str, how: Preparation, size: Size | None = None) -> np.ndarray:
+    """A map cut as its picture would be: [H, W, C]. Raises DataError where it cannot be used.
 
     `kind` is a condition's, or `opacity` for that of a picture.
     """
+
+    def cut(data: bytes, how: Preparation) -> Image.Image:
+        return prepare_alpha(data, how) if kind == "opacity" else prepare_map(data, kind, open_image(data).size, how)
+
     data = picture_bytes(given, f"{kind} map")
     try:
-        size = open_image(data).size
-        square = prepare_alpha(data, how) if kind == "opacity" else prepare_map(data, kind, size, how)
+        return _cut(data, how, size, cut)
     except Rejected as rejected:
         raise DataError(f"the {kind} map cannot be used: {rejected.reason}") from None
-    return np.array(square).reshape(how.image_size, how.image_size, how.channels)
 
 
-def square_mask(mask: PictureLike, picture: PictureLike, how: Preparation) -> np.ndarray:
+def _cut(
+    data: bytes, how: Preparation, size: Size | None, cut: Callable[[bytes, Preparation], Image.Image]
+) -> np.ndarray:
+    """Cut to a square, or to the middle of a padded square, whose padding is cut off again: [H, W, C]."""
+    height, width = size or (how.image_size, how.image_size)
+    side = max(height, width)
+    if height == width:
+        array = np.array(cut(data, replace(how, image_size=side)))
+    else:
+        square = cut(_of_aspect(data, height, width), replace(how, image_size=side, crop="pad"))
+        top, left = (side - height) // 2, (side - width) // 2
+        array = np.array(square)[top : top + height, left : left + width]
+    return array.reshape(height, width, how.channels)
+
+
+def _of_aspect(data: bytes, height: int, width: int) -> bytes:
+    """The middle of a picture, as large as this aspect allows."""
+    image = _upright(data)
+    high = min(image.height, max(1, round(image.width * height / width)))
+    wide = min(image.width, max(1, round(image.height * width / height)))
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    return picture_bytes(image.crop((left, top, left + wide, top + high)))
+
+
+def cut_mask(mask: PictureLike, picture: PictureLike, how: Preparation) -> np.ndarray:
     """A mask cut as its picture is: bool [side, side], true where at least half of a pixel is white.
 
     Raises DataError where it does not lie over the picture.

@@ -132,6 +132,19 @@ def test_alpha_is_the_opacity_of_a_picture_or_a_map(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (4, 3)])
+def test_a_map_of_another_shape_is_the_middle_of_what_is_given(tmp_path: Path, rows: int, columns: int) -> None:
+    generator = Generator.load(map_bundle(tmp_path / "b", "segmentation", labels=5))
+    labels_HW = blocks(80)[: 8 * rows, : 8 * columns, 0] % 5
+    maps = Tokenizer.load(tmp_path / "b/cond_tokenizer")
+    expected = maps.encode(to_model_range(labels_HW[None, :, :, None])).flatten().tolist()
+    assert values(generator, "segmentation", (rows, columns), condition_map=labels_HW) == expected
+    wider = np.pad(labels_HW, ((0, 0), (20, 20)), constant_values=4)
+    assert values(generator, "segmentation", (rows, columns), condition_map=wider) == expected
+    twice = labels_HW.repeat(2, 0).repeat(2, 1)
+    assert values(generator, "segmentation", (rows, columns), condition_map=twice) == expected
+
+
 @pytest.mark.parametrize(("grid", "size"), [(None, 16), ((3, 3), 24)])
 def test_coordinates_are_those_of_windows_in_stored_pictures(
     tmp_path: Path, grid: tuple[int, int] | None, size: int

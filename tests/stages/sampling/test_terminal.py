@@ -1,5 +1,6 @@
 """The command: what it writes, what it says, and the exit codes of mistakes."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from typer.testing import CliRunner, Result
 from stages.sampling.__main__ import app
 from stages.sampling.generator import Generator
 from tests.stages.sampling.bundles import blocks, class_bundle, words_and_boxes
+
+NO_WINDOW = importlib.util.find_spec("stages.sampling.window") is None
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,16 @@ def test_edits_say_what_the_prior_saw(bundle: Path, tmp_path: Path) -> None:
     for command in ("complete", "vary"):
         done = run(command, bundle, tmp_path / "p.png", *files)
         assert (done.exit_code, Image.open(tmp_path / "o.png").text["edit"]) == (0, command)  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(NO_WINDOW, reason="without the sliding window")
+def test_larger_pictures_come_with_a_note(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(blocks(32)).save(tmp_path / "p.png")
+    for arguments in (("draw", bundle, "--size", "32x48"), ("outpaint", bundle, tmp_path / "p.png", "--right", 16)):
+        done = run(*arguments, "--out", tmp_path / "o.png")
+        assert (done.exit_code, Image.open(tmp_path / "o.png").size) == (0, (48, 32))
+        assert "32x48, seed 0" in done.output
+        assert "note: the prior is told class, the same in every window" in done.output
 
 
 def test_show_says_what_can_be_asked(bundle: Path, tmp_path: Path) -> None:
