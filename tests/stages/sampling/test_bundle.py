@@ -108,6 +108,7 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path, text: str) -> None:
         Generator.load(bundle)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_draws_without_the_pipeline(run: dict[str, Artifact], workdir: Path) -> None:
     script = f"""
 import sys

@@ -161,6 +161,7 @@ def test_comes_after_counts_known_tokens_behind_the_first_unknown_one() -> None:
     assert editing.comes_after(known_NRK, [3, 1, 2, 0]).tolist() == [[True, False, True, False], [False] * 4]
 
 
+@pytest.mark.slow
 def test_candidates_follow_the_exact_distribution_given_what_comes_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
