@@ -140,7 +140,7 @@ def load_generator(config: SampleConfig, tokenizer_folder: Path, prior_folder: P
     """Load tokenizer and prior once; return the worker that draws one unit at a time."""
     from stages.sampling.generator import Generator
 
-    return functools.partial(draw_unit, config, Generator.load(tokenizer_folder, prior_folder, device))
+    return functools.partial(draw_unit, config, Generator.of_folders(tokenizer_folder, prior_folder, device))
 
 
 def draw_unit(config: SampleConfig, generator: Generator, unit: Unit, folder: Path) -> dict[str, Any]:

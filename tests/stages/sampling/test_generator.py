@@ -4,13 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from stages.models.priors.configs import PriorDescription
 from stages.models.priors.load import build_prior
-from stages.sampling.generator import Generator
+from stages.sampling.asking import Ask
+from stages.sampling.generator import Generator, Precision
 from stages.sampling.noise import draws_of
+from tests.stages.sampling.bundles import class_bundle
 from tests.stages.tiny import tiny_prior, tiny_tokenizer
 
 
@@ -22,7 +25,7 @@ def folder_of(artifact: Artifact) -> Path:
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     workdir = tmp_path_factory.mktemp("generator")
     tokenizer = tiny_tokenizer(workdir)
-    return Generator.load(folder_of(tokenizer), folder_of(tiny_prior(workdir, tokenizer)))
+    return Generator.of_folders(folder_of(tokenizer), folder_of(tiny_prior(workdir, tokenizer)))
 
 
 def test_a_sample_has_the_same_bits_in_whatever_company_it_is_drawn(generator: Generator) -> None:
@@ -50,6 +53,29 @@ def test_pictures_have_the_size_and_range_of_the_tokenizers(generator: Generator
     assert list(drawn.table()) == ["id", "key", "seed", "label", "class", "log_likelihood", "tokens"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
+def test_the_priors_precision_is_chosen_when_it_is_loaded(tmp_path: Path, precision: Precision) -> None:
+    generator = Generator.load(class_bundle(tmp_path / "b"), precision=precision, device="cpu")
+    types = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+    assert next(generator.prior.parameters()).dtype == types[precision]
+    assert next(generator.tokenizer.parameters()).dtype == torch.float32
+    ask = Ask(label="owls", count=6)
+    drawn = generator.draw(generator.conditioner.tokens(ask).repeat(6, 0), ask.draws(), batch_size=6)
+    exact = Generator.load(tmp_path / "b", precision="fp64")
+    nats = exact.nats(generator.conditioner.tokens(ask).repeat(6, 0), drawn.tokens_NT)
+    np.testing.assert_allclose(drawn.log_likelihood_N, -nats.sum(1), rtol=0.03 if precision == "bf16" else 1e-5)
+
+
+def test_pictures_of_one_seed_are_numbered_and_each_has_its_own_noise(tmp_path: Path) -> None:
+    generator = Generator.load(class_bundle(tmp_path / "b"), precision="fp64")
+    few, many = generator.generate(count=2, seed=9), generator.generate(count=5, seed=9)
+    assert [it.info["id"] for it in many] == [0, 1, 2, 3, 4]
+    # In another batch last bits differ, which may round a pixel the other way.
+    for one, other in zip(few, many, strict=False):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+    assert len({it.tobytes() for it in many}) == 5
+
+
 def test_an_unknown_label_is_refused(generator: Generator) -> None:
     with pytest.raises(ConfigError, match=r"labels \[3\] are unknown: use 0 to 2"):
         generator.of_classes([0, 3])
@@ -63,4 +89,4 @@ def test_a_tokenizer_that_does_not_fit_the_prior_is_refused(tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     build_prior(description).save(tmp_path / "other", description)
     with pytest.raises(ConfigError, match=r"\(20, \(2, 2\)\), the prior in .* expects \(21, \(2, 2\)\)"):
-        Generator.load(folder_of(tokenizer), tmp_path / "other")
+        Generator.of_folders(folder_of(tokenizer), tmp_path / "other")
