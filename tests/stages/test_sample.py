@@ -28,7 +28,7 @@ from stages.maps import make_maps
 from stages.models.priors.load import load_prior
 from stages.models.tokenizer import Tokenizer
 from stages.models.vocabulary import TokenCorpus
-from stages.sample import SampleConfig, plan_units, sample
+from stages.sample import SampleConfig, sample
 from tests.stages.tiny import tiny_prior, tiny_shards, tiny_tokenizer
 
 CONFIG = SampleConfig(num_samples=8, batch_size=3, samples_per_unit=4, seed=11)
