@@ -16,9 +16,8 @@ import typer
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.manifest import MANIFEST
 from pipeline.storage import Folder
-from pipeline.units import UnitStore
+from pipeline.workdir import Workdir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,12 +121,12 @@ def _look(run: Path, out: Path, feature_size: int) -> tuple[Artifact, dict[str, 
     """The run's shards, and features of its pictures, as they are and as the tokenizer gives them back."""
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: name a new folder with --out")
-    shards = _artifact(run, "shard")
+    shards = Workdir(Folder.at(run)).made_last("shard")
     if shards is None:
         raise DataError(f"{run} holds no finished shards: run --stages shard, or name a workdir that has some")
     if not shards.read_json("dataset.json")["num_val"]:
         raise DataError(f"{run}: no pictures are held out to measure the scorer on: raise shard.validation_fraction")
-    return shards, _features(shards, _artifact(run, "tokenizer"), feature_size)
+    return shards, _features(shards, Workdir(Folder.at(run)).made_last("tokenizer"), feature_size)
 
 
 def _features(shards: Artifact, tokenizer: Artifact | None, feature_size: int) -> dict[str, Seen]:
@@ -168,19 +167,11 @@ def _features(shards: Artifact, tokenizer: Artifact | None, feature_size: int) -
     return seen
 
 
-def _artifact(run: Path, stage: str) -> Artifact | None:
-    """What a stage of a run made last."""
-    folder = Folder.at(run) / stage / "latest"
-    # Units are found by their keys alone; the version only decides keys of new ones.
-    store = UnitStore(Folder.at(run) / "units" / stage, stage, 0)
-    return Artifact.load(folder, store) if folder.exists(MANIFEST) else None
-
-
 def _byte_pairs(run: Path, captions: list[str]) -> tuple[str, int]:
     """The run's byte pairs and the length it reads, or such as are learnt from its captions."""
     from stages.data.captions import learn_captions
 
-    tokens = _artifact(run, "encode")
+    tokens = Workdir(Folder.at(run)).made_last("encode")
     if tokens is not None and any(entry.path == "captions.json" for entry in tokens.own_files):
         segments: list[dict[str, Any]] = tokens.read_json("tokens.json")["condition"]
         length = next(segment["length"] for segment in segments if segment["kind"] == "caption")

@@ -45,7 +45,7 @@ def _csv_rows(path: Path, what: str) -> Iterator[tuple[str, Row]]:
                 yield where, row
     except (UnicodeDecodeError, csv.Error) as error:
         if "field limit" in str(error):
-            raise DataError(f"{path}, line {reader.line_num}: {_too_long('a field')}") from None
+            raise DataError(f"{path}, line {reader.line_num + 1}: {_too_long('a field')}") from None
         raise DataError(f"{what} {path} is no UTF-8 CSV ({error}): save it as UTF-8") from None
 
 
