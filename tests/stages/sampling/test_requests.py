@@ -116,9 +116,9 @@ def test_bad_json_lines_are_refused(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_another_kind_of_file_and_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="its kind is .txt: make it a .csv, .jsonl or .parquet file"):
+    with pytest.raises(DataError, match=r"its kind is \.txt: make it a \.csv, \.jsonl or \.parquet file"):
         read_requests(write(tmp_path, "a", "r.txt"))
-    with pytest.raises(DataError, match="there is no file .*gone.csv"):
+    with pytest.raises(DataError, match=r"there is no file .*gone\.csv"):
         list(list_requests(str(tmp_path / "gone.csv")))
     (tmp_path / "r.parquet").write_bytes(b"PAR1 not")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
