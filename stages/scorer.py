@@ -47,7 +47,7 @@ def train_classifier(run: Path, out: Path, *, feature_size: int = 96, seed: int 
     import torch
 
     from stages.models.scorers.description import ClassifierDescription
-    from stages.models.scorers.scorer import Classifier
+    from stages.sampling.picture_scorers import Classifier
     from stages.training.scorers import fit_classifier
 
     shards, seen = _look(run, out, feature_size)
@@ -82,7 +82,7 @@ def train_two_tower(run: Path, out: Path, *, feature_size: int = 96, seed: int =
     from stages.data.captions import Captions
     from stages.metrics.retrieval import CANDIDATES, caption_places
     from stages.models.scorers.description import TwoTowerDescription
-    from stages.models.scorers.scorer import TwoTower
+    from stages.sampling.picture_scorers import TwoTower
     from stages.training.scorers import fit_two_tower
 
     shards, seen = _look(run, out, feature_size)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.errors import ConfigError, DataError
-from stages.models.scorers.scorer import Classifier, TwoTower, load_scorer
+from stages.sampling.picture_scorers import Classifier, TwoTower, load_scorer
 from stages.scorer import app, train_classifier, train_two_tower
 from tests.stages.made_up import make
 from tests.stages.tiny import tiny_shards

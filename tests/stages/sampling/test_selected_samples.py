@@ -18,9 +18,9 @@ from stages.data.shards import ShardReader, open_split
 from stages.data.tables import read_table
 from stages.models.scorers.description import ClassifierDescription
 from stages.models.scorers.heads import ClassifierHead
-from stages.models.scorers.scorer import Classifier, SeeingScorer
 from stages.sample import SampleConfig, sample
 from stages.sampling.generator import Generator, Samples
+from stages.sampling.picture_scorers import Classifier, SeeingScorer
 from stages.sampling.requests import request_inputs
 from stages.sampling.selection_config import scorer_inputs
 from tests.stages.tiny import tiny_prior, tiny_tokenizer

@@ -13,7 +13,7 @@ from stages.data.captions import learn_captions
 from stages.models.efficientnet_lite0 import POOLED_FEATURES
 from stages.models.scorers.description import ClassifierDescription, TwoTowerDescription, read_description
 from stages.models.scorers.heads import TwoTowerHead
-from stages.models.scorers.scorer import Classifier, TwoTower, load_scorer
+from stages.sampling.picture_scorers import Classifier, TwoTower, load_scorer
 from stages.training.scorers import CLASSIFIER_PENALTY, fit_classifier, fit_two_tower
 
 WORDS = ("red", "blue", "green", "small", "large", "round", "flat", "old", "new", "tall")

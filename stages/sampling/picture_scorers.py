@@ -1,4 +1,4 @@
-"""A scorer as one thing: from pictures to scores, and from and to its folder."""
+"""Scorers that look at pictures: from pictures to scores, and from and to their folders."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class SeeingScorer:
 def load_scorer(folder: Path) -> Classifier | TwoTower:
     """Load the head alone. Raises ConfigError where the folder holds none, DataError where its files do not fit."""
     description = read_description(Folder.at(folder))
-    by_class = isinstance(description, ClassifierDescription)
-    head = ClassifierHead(description) if by_class else TwoTowerHead(description)
+    head: ClassifierHead | TwoTowerHead
+    head = ClassifierHead(description) if isinstance(description, ClassifierDescription) else TwoTowerHead(description)
     try:
         head.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (RuntimeError, safetensors.SafetensorError) as error:
