@@ -22,6 +22,8 @@ from stages.maps import make_maps
 from stages.models.pretrained import start_of
 from stages.prior import PriorConfig, train_prior
 from stages.sample import SampleConfig, sample
+from stages.sampling.requests import request_inputs
+from stages.sampling.selection_config import scorer_inputs
 from stages.shard import ShardConfig, shard
 from stages.tokenizer import MapTokenizerConfig, TokenizerConfig, train_tokenizer
 
@@ -69,6 +71,7 @@ def build(config: Config) -> list[Stage]:
     prior = Stage("prior", train_prior, config.prior, learning_from, version=2)
     # Classes are known to the prior; of other conditions, held-out pictures give examples to draw from.
     given = {"tokens": tokens, **maps} if kinds - {"none", "class"} else {}
+    given |= {**request_inputs(config.sample.requests), **scorer_inputs(config.sample.select)}
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=2)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples, **maps}
     judging = Stage("evaluate", evaluate, config.evaluate, judged, version=3)

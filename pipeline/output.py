@@ -62,10 +62,18 @@ class Output:
         )
 
     def map_units(
-        self, make_worker: MakeWorker, units: Sequence[Unit], runtime: BoundRuntime, *, label: str, gpu: bool = True
+        self,
+        make_worker: MakeWorker,
+        units: Sequence[Unit],
+        runtime: BoundRuntime,
+        *,
+        label: str,
+        gpu: bool = True,
+        rate_of: str | None = None,
     ) -> list[UnitRecord]:
         """Make the missing units with `runtime`, reuse the finished ones, add all to the artifact, in their order.
 
+        `rate_of` names a count of the units whose rate the progress shows.
         `gpu=False` is for work that never uses one and should spread over the CPU cores of a GPU cluster.
         """
         assert len({unit.name for unit in units}) == len(units), "unit names must differ"
@@ -73,7 +81,9 @@ class Output:
         finished = {name: record for name, record in found.items() if record is not None}
         self.units_reused += len(finished)
         missing = [unit for unit in units if unit.name not in finished]
-        made = runtime.map_units(self.store, make_worker, missing, label=label, finished=len(finished), gpu=gpu)
+        made = runtime.map_units(
+            self.store, make_worker, missing, label=label, finished=len(finished), gpu=gpu, rate_of=rate_of
+        )
         finished |= {record.name: record for record in made}
         records = [finished[unit.name] for unit in units]
         self._units += records

@@ -111,17 +111,20 @@ class BoundRuntime:
         label: str,
         finished: int = 0,
         gpu: bool = True,
+        rate_of: str | None = None,
     ) -> Iterator[UnitRecord]:
         """Make units; `gpu=False` for work that never uses one. Stages call `output.map_units` instead."""
         total = finished + len(units)
         self.reporter.progress(finished, total, {})
         if not units:
             return
-        started = time.monotonic()
+        started, counted = time.monotonic(), 0
         for done, record in enumerate(
             self.runtime.map_units(store, make_worker, units, self.reporter, gpu=gpu), start=finished + 1
         ):
-            self.reporter.progress(done, total, {})
+            counted += record.counts[rate_of] if rate_of else 0
+            rate = {f"{rate_of}/s": counted / (time.monotonic() - started)} if rate_of else {}
+            self.reporter.progress(done, total, rate)
             yield record
         self._account(self.runtime.devices(units=len(units), gpu=gpu), time.monotonic() - started)
 

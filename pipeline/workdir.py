@@ -49,6 +49,16 @@ class Workdir:
             return None
         return self.find(stage, home.read_json(LATEST)["fingerprint"])
 
+    def made_last(self, name: str) -> Artifact | None:
+        """Return what the stage of this name made last, to be read: for commands that know no graph."""
+        folder = self.folder / name
+        if not folder.exists(LATEST):
+            return None
+        home = folder / folder.read_json(LATEST)["fingerprint"][:12]
+        # Finished units are found by their keys; the version only decides keys of new ones.
+        store = UnitStore(self.folder / "units" / name, name, 0)
+        return Artifact.load(home, store) if home.exists(MANIFEST) else None
+
     def point_latest(self, stage: Stage, fingerprint: str) -> None:
         """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there."""
         home = self.folder / stage.name

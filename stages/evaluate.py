@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -201,13 +202,16 @@ def _write(
     from stages.metrics.judge import judge
     from stages.metrics.report.page import HowMany, Shown, describe, render
     from stages.metrics.report.provenance import cost_of, total_cost
+    from stages.metrics.selected import mark_selected, selection_of
 
     dataset, num_codes = inputs["shards"].read_json("dataset.json"), len(measured.train_codes_K)
     judgement = judge(measured, num_codes=num_codes, seed=config.seed, obedience=obedience)
+    selection = selection_of(inputs["samples"].read_json("samples.json"))
+    judgement = dataclasses.replace(judgement, figures=mark_selected(judgement.figures, selection))
     left_out = [dataset["classes"][label] for label in judgement.left_out]
     if left_out:
         output.warn(f"too few samples to judge the classes {', '.join(left_out)}: raise sample.num_samples")
-    report = describe(dataset, measured, judgement, left_out, inputs)
+    report = describe(dataset, measured, judgement, left_out, inputs) | ({"selection": selection} if selection else {})
     output.write_json("report.json", report)
     costs = [cost_of(artifact) for artifact in inputs.values()]
     cost = {"stages": costs, "total": total_cost(costs)}

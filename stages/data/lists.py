@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.storage import content_hash
 from stages.data.boxes import parse_boxes
 from stages.data.pictures import UNLABELLED, MapFile, Picture
+from stages.data.rows import read_rows
 
 MAPS = ("segmentation", "depth", "pose")
 """Columns that name a map of each picture."""
@@ -74,7 +73,7 @@ def _list_file(path: Path) -> SourceFile:
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("line 7", checked row). Raises DataError naming line and value of the first mistake."""
     seen: dict[str, str] = {path.name: "the list itself"}
-    rows = _raw_rows(path)
+    rows = read_rows(path, "source list", COLUMNS)
     for where, raw in rows:
         row = {name: raw[name] for name in COLUMNS if name in raw}
         if "path" not in row:
@@ -110,53 +109,3 @@ def _text(value: Any, name: str, where: str) -> str:
         need = f"a name of at most {_MAX_LABEL} printable characters, or a whole number" if name == "label" else "text"
         raise DataError(f"{where}: {name} {what}, but must be {need}: correct or remove the row")
     return str(value).strip() if required else str(value)
-
-
-def _raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        return _csv_rows(path)
-    if kind in (".jsonl", ".ndjson"):
-        return _json_rows(path)
-    if kind == ".parquet":
-        return _parquet_rows(path)
-    raise DataError(f"source list {path}: its kind is {kind or 'unknown'}: make it a .csv, .jsonl or .parquet file")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                where = f"line {reader.line_num}"
-                if None in row or None in row.values():
-                    cells = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or ())
-                    names = reader.fieldnames or ()
-                    raise DataError(f"{path}, {where}: {cells} cells for the {len(names)} columns {', '.join(names)}")
-                yield where, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"source list {path} is no UTF-8 CSV ({error}): save it as UTF-8") from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: no JSON ({error}): correct or remove the line") from None
-        if not isinstance(row, dict):
-            raise DataError(f'{path}, line {number}: {row!r} is no object: write {{"path": ..., "label": ...}}')
-        yield f"line {number}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    from stages.data.tables import read_table
-
-    columns = {name: list(values) for name, values in read_table(path).items() if name in COLUMNS}
-    if "path" not in columns:
-        columns = {name: list(values) for name, values in read_table(path).items()}
-    for number, cells in enumerate(zip(*columns.values(), strict=True), start=1):
-        plain = (cell.item() if hasattr(cell, "item") else cell for cell in cells)
-        yield f"row {number}", dict(zip(columns, plain, strict=True))

@@ -78,7 +78,8 @@ def open_split(artifact: Artifact, split: Literal["train", "val", "sample"]) -> 
         removed = artifact.read_json(TOMBSTONES)
     shards = []
     for unit, entry in artifact.unit_files(".tar"):
-        if unit.name.startswith(f"{split}-"):
+        # A unit may hold more pictures beside its shard, under other names.
+        if unit.name.startswith(f"{split}-") and entry.path == f"{unit.name}.tar":
             for companion in unit.files:  # behind a URL all three must be fetched before the reader looks for them
                 artifact.local(companion.path)
             keys = frozenset(removed.get(unit.name, ()))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -32,6 +31,7 @@ from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
 from stages.models.losses.perceptual import FeatureDistance
+from stages.models.picture_features import picture_features
 from stages.models.priors.load import load_prior
 from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
@@ -178,12 +178,8 @@ class Measurer:
         return np.concatenate(rebuilt)
 
     def _features(self, x_BCHW: Tensor, unit: Unit) -> NDArray[np.float32]:
-        size = unit.recipe["feature_size"]
-        with torch.inference_mode():
-            if x_BCHW.shape[2:] != (size, size):
-                x_BCHW = F.interpolate(x_BCHW, (size, size), mode="bicubic", antialias=True, align_corners=False)
-            x_BCHW = x_BCHW.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
-            features_BD: NDArray[np.float32] = self._network.pooled(x_BCHW).float().cpu().numpy()
+        features_BD: NDArray[np.float32]
+        features_BD = picture_features(self._network, x_BCHW, unit.recipe["feature_size"]).cpu().numpy()
         return features_BD
 
     @cached_property

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from stages.metrics.figures import Better, Figure, figure
 from stages.metrics.places import Windows, place_errors
+from stages.metrics.retrieval import CANDIDATES, caption_places
 from stages.metrics.ridge import Ridge
 from stages.metrics.weighting import Estimate, Weighting, bootstrap_mean, bootstrap_share
 
 Values = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-CANDIDATES = 100
-"""Captions among which a picture's own is looked for."""
 RAREST_WORD = 2
 """Training captions that a word must be in to count."""
 
@@ -95,13 +94,7 @@ def caption_obedience(train: Pictures, rebuilt: Pictures, samples: Pictures, see
         promised_NK = _unit(promise(pictures.features_ND))
         own_N = (promised_NK * words.vectors(captions)).sum(1)
         scores_NM = promised_NK @ words.vectors(others).T
-        found = np.empty(len(captions))
-        for n, caption in enumerate(captions):
-            rivals = [m for m, other in enumerate(others) if other != caption]
-            chosen = rng.choice(rivals, CANDIDATES - 1, replace=False)
-            scores = scores_NM[n, chosen]
-            found[n] = 1 + (scores > own_N[n]).sum() + (scores == own_N[n]).sum() / 2
-        return found
+        return caption_places(own_N, scores_NM, captions, others, rng)
 
     mixed = [samples.captions[place] for place in rng.permutation(len(samples))]
     values = {

@@ -79,7 +79,7 @@ class Told:
     def units(self, splits: Splits, seeing: Mapping[str, Any], seed: int) -> list[Unit]:
         """Units that compare the maps of samples and of reconstructions with those they come from."""
         drawn_from = [target for targets in self.targets.values() for target in targets]
-        if self.maps is None or not drawn_from or not drawn_from[0][0]:
+        if self.maps is None or not drawn_from or not all(key for key, _ in drawn_from):
             return []
         condition = CONDITION.validate_python(self.maps.recipe["config"])
         if not isinstance(condition, Findable):

@@ -18,7 +18,9 @@ from stages.data.tables import read_tokens
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
+    from stages.models.priors.configs import PriorDescription
     from stages.models.vocabulary import Vocabulary
+    from stages.sampling.requests import Request
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,46 @@ class Given:
         nothing = [""] * len(texts)
         return cls(vocabulary.condition(*values).numpy(), nothing, list(texts), [0] * len(texts))
 
+    @classmethod
+    def of_requests(
+        cls, requests: Sequence[Request], prior: PriorDescription, held_out: Given | None, captions: Captions | None
+    ) -> Given:
+        """Conditions of checked requests: those of the held-out picture that each names, then what it says itself."""
+        import torch
+
+        vocabulary, keys = prior.vocabulary, held_out.keys if held_out else []
+        places = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first of several windows
+        rows = [places.get(request.condition_key, -1) for request in requests]
+        values = []
+        for segment in vocabulary.segments:
+            values_NL = np.full((len(requests), segment.length), -1, np.int64)
+            if held_out is not None and max(rows) >= 0:
+                theirs_ML = held_out.values(vocabulary, segment.kind)
+                assert theirs_ML is not None
+                values_NL = np.where(np.array(rows)[:, None] >= 0, theirs_ML[rows], values_NL)
+            for row, request in enumerate(requests):
+                if segment.kind == "class" and request.label:
+                    values_NL[row] = prior.classes.index(request.label)
+                if segment.kind == "caption" and request.caption:
+                    assert captions is not None, "a prior that is told captions has their byte pairs"
+                    values_NL[row] = captions.values([request.caption], segment.length)[0]
+            values.append(torch.from_numpy(values_NL))
+        theirs = held_out.captions if held_out else []
+        return cls(
+            vocabulary.condition(*values).numpy(),
+            [request.condition_key for request in requests],
+            [request.caption or (theirs[row] if row >= 0 else "") for request, row in zip(requests, rows, strict=True)],
+            [held_out.variants[row] if held_out and row >= 0 else 0 for row in rows],
+        )
+
     def of_samples(self, ids: Sequence[int], samples_per_condition: int) -> Given:
         """The conditions of some samples: each is that of `samples_per_condition` in a row, all are taken in turn."""
-        rows = [sample_id // samples_per_condition % len(self) for sample_id in ids]
+        return self.of_rows([sample_id // samples_per_condition % len(self) for sample_id in ids])
+
+    def of_rows(self, rows: Sequence[int]) -> Given:
+        """Some of the conditions, by number, perhaps several times."""
         return Given(
-            self.condition_NC[rows],
+            self.condition_NC[list(rows)],
             *([values[row] for row in rows] for values in (self.keys, self.captions, self.variants)),  # type: ignore[arg-type]
         )
 

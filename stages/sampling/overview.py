@@ -1,72 +1,137 @@
-"""The first samples as one picture for people: a row for each class, or for each condition beside what shows it."""
+"""The first samples as one picture for people: a row for each class, or for each condition beside what shows it.
+
+Where samples were selected, pictures as they come stand beside them, scores below.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from stages.data.images import decode_image, encode_image
 from stages.data.shards import ShardReader
-from stages.sampling.given import Given
-from stages.sampling.grid import draw_grid, shown_side
+from stages.data.tables import read_table
+from stages.sampling.grid import Block, draw_blocks, shown_side
 
 if TYPE_CHECKING:
     from pipeline.manifest import UnitRecord
     from pipeline.output import Output
+    from stages.sampling.wanted import Slot, Wanted
 
 GRID_COLUMNS = 10
 GRID_ROWS = 24
+SELECTED_COLUMNS = 6
+"""Of kept samples, and as many of pictures as they come, where samples were selected."""
+UNSELECTED = "unselected"
+"""Prefix of the shards of pictures as they come."""
+UNSELECTED_KEPT = 256
+"""Sample ids below which units keep pictures as they come."""
 LONGEST_NAME = 40
 
-ReadSample = Callable[[int], np.ndarray]
-"""The picture of a sample's id: uint8 [H, W, 3]."""
 DrawTold = Callable[[int, int], list[np.ndarray]]
 """Pictures of the condition of a number, those that are drawn of so many pixels of side: uint8 [H, W, 3] each."""
 
 
-def sample_reader(output: Output, records: Sequence[UnitRecord], samples_per_unit: int) -> ReadSample:
-    """Read single samples from the units they were drawn in."""
+class Row(NamedTuple):
+    """The samples of one class or condition."""
 
-    @functools.cache
-    def reader(unit: int) -> ShardReader:
-        home = output.store.folder_of(records[unit].key)
-        local = {entry.path: home.local(entry.path) for entry in records[unit].files}
-        return ShardReader(local[f"{records[unit].name}.tar"])
-
-    def picture(sample_id: int) -> np.ndarray:
-        unit, place = divmod(sample_id, samples_per_unit)
-        return decode_image(reader(unit).read_image(place), 3)
-
-    return picture
+    name: str
+    ids: Sequence[int]
+    condition: int | None = None
+    """Number of the condition, to be shown beside."""
 
 
-def class_grid(read: ReadSample, num_samples: int, classes: Sequence[str]) -> bytes:
-    """A PNG with a row for each class, or with the first samples where there are none."""
-    names = classes[:GRID_ROWS]
-    places = [
-        [column * len(classes) + row if classes else row * GRID_COLUMNS + column for column in range(GRID_COLUMNS)]
-        for row in range(len(names) or GRID_COLUMNS)
-    ]
-    pictures = [[read(i) for i in row if i < num_samples] for row in places]
-    pictures = [row for row in pictures if row]
-    return encode_image(draw_grid(pictures, names[: len(pictures)]), "png")
+class Gallery:
+    """Reads single pictures, and their scores, from the units that they were drawn in."""
+
+    def __init__(self, output: Output, records: Sequence[UnitRecord], wanted: Sequence[Wanted]) -> None:
+        self._output, self._records, self._wanted = output, records, wanted
+        self._home = {
+            slot.sample_id: (unit, place) for unit, it in enumerate(wanted) for place, slot in enumerate(it.slots)
+        }
+
+    def sample(self, sample_id: int) -> tuple[np.ndarray, float | None]:
+        """A picture [H, W, 3] and its score, if there is one."""
+        unit, place = self._home[sample_id]
+        scores = self._table(unit).get("score")
+        return self._picture(unit, "", place), None if scores is None else float(scores[place])
+
+    def unselected(self, sample_id: int) -> tuple[np.ndarray, float | None]:
+        """A candidate of a sample that was not chosen by its score, and its score."""
+        unit, place = self._home[sample_id]
+        rank = self._wanted[unit].slots[place].rank
+        score = float(self._table(unit)["candidate_scores"][place][rank])
+        return self._picture(unit, f"{UNSELECTED}-", place), score
+
+    def _picture(self, unit: int, prefix: str, place: int) -> np.ndarray:
+        return decode_image(self._reader(unit, prefix).read_image(place), 3)
+
+    @functools.cache  # noqa: B019 (as long-lived as the grid that is drawn)
+    def _reader(self, unit: int, prefix: str) -> ShardReader:
+        return ShardReader(self._files(unit)[f"{prefix}{self._records[unit].name}.tar"])
+
+    @functools.cache  # noqa: B019
+    def _table(self, unit: int) -> dict[str, Any]:
+        return read_table(self._files(unit)[f"{self._records[unit].name}.parquet"])
+
+    def _files(self, unit: int) -> dict[str, Path]:
+        home = self._output.store.folder_of(self._records[unit].key)
+        return {entry.path: home.local(entry.path) for entry in self._records[unit].files}
 
 
-def condition_grid(
-    read: ReadSample, num_samples: int, given: Given, samples_per_condition: int, draw_told: DrawTold
-) -> bytes:
-    """A PNG with a row for each condition: pictures of it, if there are any, then its samples; left its caption."""
-    shown = min(GRID_ROWS, len(given), -(-num_samples // samples_per_condition))
-    side = shown_side(read(0).shape[0])
-    pictures = []
-    for row in range(shown):
-        first = row * samples_per_condition
+def class_rows(classes: Sequence[str], num_samples: int, keep: int = 1) -> list[Row]:
+    """A row for each class, or the first samples where there are none; ids run through classes, `keep` of each."""
+    rows = []
+    for row, name in enumerate(classes or [""] * GRID_COLUMNS):
+        if classes:
+            groups = range(row * keep, num_samples, len(classes) * keep)
+            ids = [first + rank for first in groups for rank in range(keep)]
+        else:
+            ids = list(range(row * GRID_COLUMNS, (row + 1) * GRID_COLUMNS))
+        rows.append(Row(name, [it for it in ids if it < num_samples][:GRID_COLUMNS]))
+    return [row for row in rows[:GRID_ROWS] if row.ids]
+
+
+def condition_rows(captions: Sequence[str], num_samples: int, samples_per_condition: int) -> list[Row]:
+    """A row for each condition that samples were drawn from in turn."""
+    rows = []
+    for number, caption in enumerate(captions):
+        first = number * samples_per_condition
         ids = range(first, min(num_samples, first + min(samples_per_condition, GRID_COLUMNS)))
-        pictures.append([*draw_told(row, side), *map(read, ids)])
-    names = [
-        caption if len(caption) <= LONGEST_NAME else caption[: LONGEST_NAME - 1] + "…" for caption in given.captions
-    ]
-    return encode_image(draw_grid(pictures, names[:shown]), "png")
+        rows.append(Row(caption, ids, number))
+    return [row for row in rows[:GRID_ROWS] if row.ids]
+
+
+def request_rows(slots: Iterable[Slot], names: Mapping[str, str]) -> list[Row]:
+    """A row for each request; `names` says what each asked for."""
+    ids: dict[str, list[int]] = {}
+    for slot in slots:
+        if slot.request not in ids and len(ids) == GRID_ROWS:
+            break
+        ids.setdefault(slot.request, []).append(slot.sample_id)
+    return [Row(names[request], them[:GRID_COLUMNS]) for request, them in ids.items()]
+
+
+def draw_overview(gallery: Gallery, rows: Sequence[Row], draw_told: DrawTold | None, selected: str = "") -> bytes:
+    """A PNG of the rows. `selected` (how, e.g. "best of 16") has pictures as they come beside them."""
+    side = shown_side(gallery.sample(rows[0].ids[0])[0].shape[0])
+    names = [row.name if len(row.name) <= LONGEST_NAME else row.name[: LONGEST_NAME - 1] + "…" for row in rows]
+    told = [draw_told(row.condition, side) if draw_told and row.condition is not None else [] for row in rows]
+    if not selected:
+        pictures = [[*shown, *(gallery.sample(it)[0] for it in row.ids)] for shown, row in zip(told, rows, strict=True)]
+        return encode_image(draw_blocks([Block(pictures)], names if any(names) else ()), "png")
+    ids = [row.ids[:SELECTED_COLUMNS] for row in rows]
+    blocks = [Block(told, "told")] if any(told) else []
+    blocks.append(_scored(f"selected: {selected}", [[gallery.sample(it) for it in row] for row in ids]))
+    beside = [[gallery.unselected(it) for it in row if it < UNSELECTED_KEPT] for row in ids]
+    blocks.append(_scored("as they come", beside))
+    return encode_image(draw_blocks(blocks, names if any(names) else ()), "png")
+
+
+def _scored(heading: str, rows: Sequence[Sequence[tuple[np.ndarray, float | None]]]) -> Block:
+    notes = [["" if score is None else f"{score:.3g}" for _, score in row] for row in rows]
+    return Block([[picture for picture, _ in row] for row in rows], heading, notes)

@@ -50,6 +50,8 @@ class World(StrictModel):
     group_size: int = 1
     told: bool = False
     """Whether samples were drawn from the edges of held-out pictures, and show them."""
+    selected: str = ""
+    """Kind of the scorer that chose the samples; none where this is empty."""
 
 
 def draw(rng: np.random.Generator, label: int, world: World, *, noise: float = 4.0) -> np.ndarray:
@@ -192,7 +194,13 @@ def sample(
         output.map_units(lambda device: worker, [Unit("sample-000000", {"maps": maps.digest})], runtime, label="told")
     else:
         _write_pictures(config, output, runtime, {"sample": config.samples})
-    output.write_json("samples.json", {"tokenizer": tokenizer.digest})
+    selection: dict[str, Any] = {}
+    if config.selected:
+        select = {"kind": config.selected, "keep": 1, "candidates": 8, "min_score": 0.5}
+        shares = {"kept_share": 0.125, "accepted_share": 0.25, "kept_below": 3}
+        selection = {"select": select, "score": 0.75, "score_of_all": 0.5, **shares}
+        output.write("grid.png", encode_image(np.zeros((8, 8, 3), np.uint8), "png"))
+    output.write_json("samples.json", {"tokenizer": tokenizer.digest, **selection})
     return {}
 
 

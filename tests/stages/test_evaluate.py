@@ -193,6 +193,27 @@ def test_the_page_shows_verdict_figures_pictures_curves_warnings_and_attribution
     assert not re.search(r"\bFID\b(?! or KID values)", html)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "likelihood"])
+def test_selected_samples_are_reported_as_such(kind: str, tmp_path: Path) -> None:
+    report = run(make(tmp_path, World(selected=kind)), tmp_path / "report")
+    content, html = report.read_json("report.json"), report.folder.read("report.html").decode()
+    assert content["selection"]["candidates"] == 8
+    figures = content["figures"]
+    for name, figure in figures.items():
+        chosen = "samples are the best 1 of 8 candidates by" in figure["computed_on"]
+        of_samples = name.endswith("_samples") or name in ("suspiciously_near", "obedience_class")
+        assert chosen or not of_samples, name
+        assert not (
+            chosen and name in ("psnr", "kid_floor", "kid_chance", "held_out_copies", "obedience_class_possible")
+        )
+    circular = kind == "classifier"
+    assert figures["kid_samples"]["computed_on"].endswith("flattered") == circular
+    assert ("those figures are circular here" in html) == circular
+    assert "Selection costs variety" in html and "Unselected" not in html
+    assert "0.750 of those kept, 0.500 of all" in html and "25% reached 0.500, and 3 samples below it" in html
+    assert 'alt="selected samples beside samples as they come"' in html
+
+
 def test_the_report_leaves_timings_and_paths_out_of_its_content(report: Artifact, world: dict[str, Artifact]) -> None:
     text = json.dumps(report.read_json("report.json"))
     assert "seconds" not in text and "/" + str(world["shards"].folder).strip("/") not in text

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, StageError
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
-from stages import sample as sample_module
+from pipeline.units import Unit
 from stages.data.captions import Captions
 from stages.data.images import decode_image, to_uint8
 from stages.data.shards import ShardReader, open_split
@@ -28,7 +28,10 @@ from stages.maps import make_maps
 from stages.models.priors.load import load_prior
 from stages.models.tokenizer import Tokenizer
 from stages.models.vocabulary import TokenCorpus
-from stages.sample import SampleConfig, plan_units, sample
+from stages.sample import SampleConfig, sample
+from stages.sampling.plan import plan_ids
+from stages.sampling.unit import UnitDrawer
+from tests.sample_and_kill import drawn_and_killed
 from tests.stages.tiny import tiny_prior, tiny_shards, tiny_tokenizer
 
 CONFIG = SampleConfig(num_samples=8, batch_size=3, samples_per_unit=4, seed=11)
@@ -109,12 +112,35 @@ def test_a_ragged_number_draws_only_the_ragged_unit_again_and_says_so(
         assert table(full)[column][:6] == table(ragged)[column]
 
 
-def test_recipes_do_not_know_how_many_samples_there_are() -> None:
-    few, many = (
-        plan_units(CONFIG.model_copy(update={"num_samples": number}), ["a", "b"], {"prior": "p"}) for number in (8, 80)
+def plan(config: SampleConfig) -> list[Unit]:
+    return plan_ids(
+        {**config.drawing(), "prior": "p"},
+        config.num_samples,
+        config.samples_per_unit,
+        seed=config.seed,
+        keep=config.keep,
+        classes=["a", "b"],
+        labels=[0, 1],
+        given=None,
+        samples_per_condition=1,
     )
+
+
+def test_recipes_do_not_know_how_many_samples_there_are() -> None:
+    few, many = (plan(CONFIG.model_copy(update={"num_samples": number})) for number in (8, 80))
     assert few == many[:2]
-    assert plan_units(CONFIG.model_copy(update={"seed": 12}), ["a", "b"], {"prior": "p"})[0].recipe != few[0].recipe
+    assert plan(CONFIG.model_copy(update={"seed": 12}))[0].recipe != few[0].recipe
+
+
+def test_every_unit_has_all_classes_in_turn() -> None:
+    units = plan(CONFIG.model_copy(update={"num_samples": 12}))
+    assert [unit.payload.labels for unit in units] == [[0, 1, 0, 1]] * 3
+
+
+def test_keys_that_are_not_set_do_not_touch_recipes() -> None:
+    (unit, *_) = plan(CONFIG)
+    expected = {"seed", "temperature", "top_k", "top_p", "guidance", "batch_size", "threads"}
+    assert set(unit.recipe) == expected | {"prior", "classes", "first_id", "count"}
 
 
 def test_samples_do_not_depend_on_how_they_are_cut_into_units(made: dict[str, Artifact], tmp_path: Path) -> None:
@@ -137,15 +163,15 @@ def test_workers_in_any_order_give_the_same_bytes(made: dict[str, Artifact], tmp
 
 
 def sample_and_die(inputs: dict[str, Artifact], workdir: Path) -> None:
-    original = sample_module.draw_unit
+    original = UnitDrawer.__call__
 
-    def killed_after_writing_the_second(*arguments: Any) -> Any:
-        counts = original(*arguments)
-        if arguments[2].name == "sample-000001":
+    def killed_after_writing_the_second(drawer: UnitDrawer, unit: Unit, folder: Path) -> Any:
+        counts = original(drawer, unit, folder)
+        if unit.name == "sample-000001":
             os.kill(os.getpid(), signal.SIGKILL)
         return counts
 
-    sample_module.draw_unit = killed_after_writing_the_second
+    UnitDrawer.__call__ = killed_after_writing_the_second  # type: ignore[method-assign]
     run(inputs, workdir)
 
 
@@ -154,12 +180,27 @@ def test_killed_sample_resumes_to_the_same_bytes(made: dict[str, Artifact], tmp_
     uninterrupted = run(made, tmp_path / "whole")
     child = multiprocessing.get_context("spawn").Process(target=sample_and_die, args=(made, tmp_path / "killed"))
     child.start()
-    child.join(60)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     resumed = run(made, tmp_path / "killed")
     assert resumed.notes["units_reused"] == 1
     assert resumed.digest == uninterrupted.digest
     assert resumed.files == uninterrupted.files
+
+
+@pytest.mark.slow
+def test_2000_samples_then_3000_draw_each_unit_once_whatever_was_killed(
+    made: dict[str, Artifact], tmp_path: Path
+) -> None:
+    config = SampleConfig(num_samples=2000, samples_per_unit=100, batch_size=50)
+    found = drawn_and_killed(made, tmp_path, config, then=3000, kills=2, seed=1)
+    assert (found["units_of_first"], found["units_of_more"]) == (20, 30)
+    assert 2 <= found["drawn_before_the_last_start"] <= found["reused_by_the_last_start"] < 20
+    assert found["reused_by_more"] == 20
+    assert found["drawn_twice"] == 0
+    # A unit that was committed just before a kill had no time to be announced.
+    assert 30 - found["killed_in_the_middle"] <= found["drawn"] <= 30
+    assert found["equal"]
 
 
 def test_chosen_classes_alone_are_drawn(made: dict[str, Artifact], tmp_path: Path) -> None:

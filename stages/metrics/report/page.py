@@ -113,7 +113,8 @@ def render(
             report=report,
             figures=figures,
             shown=shown,
-            distrust=words.distrust(figures, report["classes"], report["classes_left_out"], len(warnings)),
+            distrust=words.distrust(figures, report["classes"], report["classes_left_out"], len(warnings))
+            + ([report["selection"]["caveat"]] if "selection" in report else []),
             scale=tables.scale(figures),
             compared={"heads": heads, "rows": compared},
             copying=words.copying(figures),
@@ -129,6 +130,8 @@ def render(
             num_codes=len(measured.train_codes_K),
             tokens_per_picture=len(measured.held_out_position_bits_T),
             contact_sheet=_contact_sheet(inputs["shards"]),
+            selection=report.get("selection"),
+            selected_grid=data_uri(inputs["samples"].local("grid.png").read_bytes()) if "selection" in report else None,
             cost=cost,
             lineage=[lineage_of(artifact) for artifact in inputs.values()],
             warnings=warnings,
