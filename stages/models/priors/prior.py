@@ -96,8 +96,16 @@ class Prior(nn.Module, ABC):
         """Logits [B, V] of the token after `position` in `order`, given `tokens_B` there and all cached before."""
         return self.feed(tokens_B[:, None], position, cache)
 
-    def lower(self, dtype: torch.dtype) -> Self:
-        """Cast what draws most of the time to `dtype`, in place and for good; for drawing alone."""
+    @property
+    def cache_bytes(self) -> int:
+        """What a cache takes for each token of each picture."""
+        return 0
+
+    def for_drawing(self, dtype: torch.dtype | None = None) -> Self:
+        """Cast and lay out in place, for good, what draws read of the weights at every step; `dtype` None: as it is.
+
+        What comes back draws; it is not to be trained or saved. Here: nothing is worth it.
+        """
         return self
 
     def _check_feed(self, tokens_BS: Tensor, position: int) -> None:
