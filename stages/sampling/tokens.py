@@ -40,10 +40,10 @@ def draw_tokens(
     log_likelihood_B = torch.zeros(len(condition_BC), dtype=torch.float64, device=condition_BC.device)
     condition_RC = branches.conditions(condition_BC)
     cache = prior.new_cache(len(condition_RC))
-    logits_RV, read = prior.prefill(condition_RC, cache), 0
+    logits_RV, read, feed = prior.prefill(condition_RC, cache), 0, prior.stepper(cache)
     for position in (known_BT[:, order_T] < 0).any(dim=0).nonzero()[:, 0].tolist():
         if read < position:
-            logits_RV, read = prior.feed(branches.rows(tokens_BT[:, read:position]), read, cache), position
+            logits_RV, read = feed(branches.rows(tokens_BT[:, read:position]), read), position
         noise_BV = torch.from_numpy(noise.at(prior.order[position], prior.vocabulary.num_codes))
         scale = branches.guidance.at(position, prior.num_tokens)
         tokens_BT[:, position], nats_B = branches.draw(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -104,13 +104,27 @@ class GPT(Prior):
         if self.config.form == "modern":
             parts = [self.rotation_2PR[:, s.start : s.start + s.count].repeat(1, s.batch, 1) for s in spans]
             rotation_2NR = torch.cat(parts, dim=1)
-        counts_L = torch.tensor([span.count for span in spans for _ in range(span.batch)], device=device)
-        last_L = None if len(counts_L) == len(x_NW) else counts_L.cumsum(0) - 1
+        counts = [span.count for span in spans for _ in range(span.batch)]
+        last_L = None if len(counts) == len(x_NW) else torch.tensor(counts, device=device).cumsum(0) - 1
+        return self.through_blocks(x_NW, rotation_2NR, spans, last_L)
+
+    def through_blocks(
+        self, x_NW: Tensor, rotation_2NR: Tensor | None, spans: Sequence[Span], last_L: Tensor | None = None
+    ) -> Tensor:
+        """Logits after all positions of the spans, or after `last_L` alone."""
         for layer, block in enumerate(self.blocks):
             is_last = layer == len(self.blocks) - 1
             x_NW = block.read(x_NW, rotation_2NR, spans, layer, last_L if is_last else None)
         logits_LV: Tensor = self.head(self.norm(x_NW))
         return logits_LV
+
+    def stepper(self, cache: Cache) -> Callable[[Tensor, int], Tensor]:
+        """`feed` with this cache; on CUDA single steps are one graph."""
+        if self.head.weight.device.type != "cuda":
+            return super().stepper(cache)
+        from stages.models.priors.fixed_step import FixedStep
+
+        return FixedStep(self, cache)
 
     @property
     def cache_bytes(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -95,6 +96,10 @@ class Prior(nn.Module, ABC):
     def step(self, tokens_B: Tensor, position: int, cache: Any) -> Tensor:
         """Logits [B, V] of the token after `position` in `order`, given `tokens_B` there and all cached before."""
         return self.feed(tokens_B[:, None], position, cache)
+
+    def stepper(self, cache: Any) -> Callable[[Tensor, int], Tensor]:
+        """`feed` with this cache, given tokens and position: for a loop over all positions."""
+        return functools.partial(self.feed, cache=cache)
 
     @property
     def cache_bytes(self) -> int:

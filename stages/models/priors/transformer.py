@@ -27,12 +27,12 @@ class LayerCache:
     keys_BHPD: Tensor
     values_BHPD: Tensor
 
-    def extend(self, keys_BHSD: Tensor, values_BHSD: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Write at positions start.. and return everything up to there, as views."""
-        end = start + keys_BHSD.shape[2]
-        self.keys_BHPD[:, :, start:end] = keys_BHSD
-        self.values_BHPD[:, :, start:end] = values_BHSD
-        return self.keys_BHPD[:, :, :end], self.values_BHPD[:, :, :end]
+    def attend(self, query_BHSD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, start: int) -> Tensor:
+        """Take in keys and values of positions start..; attention [B, H, S, D] of queries at the last of them."""
+        end = start + key_BHSD.shape[2]
+        self.keys_BHPD[:, :, start:end] = key_BHSD
+        self.values_BHPD[:, :, start:end] = value_BHSD
+        return attend(query_BHSD, self.keys_BHPD[:, :, :end], self.values_BHPD[:, :, :end])
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ class Attention(nn.Module):
             value_NHD.split([span.batch * span.count for span in spans]),
             strict=True,
         ):
-            key_BHPD, value_BHPD = span.cut(key, span.count), span.cut(value, span.count)
-            if span.cache is not None:
-                key_BHPD, value_BHPD = span.cache[layer].extend(key_BHPD, value_BHPD, span.start)
-            mixed_BHSD = attend(span.cut(query, query_count), key_BHPD, value_BHPD)
+            key_BHSD, value_BHSD = span.cut(key, span.count), span.cut(value, span.count)
+            query_BHSD = span.cut(query, query_count)
+            if span.cache is None:
+                mixed_BHSD = attend(query_BHSD, key_BHSD, value_BHSD)
+            else:
+                mixed_BHSD = span.cache[layer].attend(query_BHSD, key_BHSD, value_BHSD, span.start)
             mixed.append(mixed_BHSD.transpose(1, 2).flatten(0, 1).flatten(1))
         out_NW: Tensor = self.out(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
         return out_NW
