@@ -1,7 +1,18 @@
-"""Where half precision is not enough."""
+"""Which precision a network draws in, and where half precision is not enough."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+DrawingPrecision = Literal["auto", "fp32", "bf16"]
+
+
+def drawing_dtype(precision: DrawingPrecision, device: torch.device | str) -> torch.dtype:
+    """What `Prior.for_drawing` casts to: with `auto` bfloat16 on GPUs, float32 on CPUs, few of which have bfloat16."""
+    if precision == "auto":
+        precision = "bf16" if torch.device(device).type == "cuda" else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -88,12 +88,18 @@ class Vocabulary:
         """
         import torch
 
-        tokens = []
-        for segment, offset, given in zip(self.segments, self.offsets, values, strict=True):
-            values_BL = given.long().reshape(len(given), segment.length)
-            unknown_BL = (values_BL < 0) | (segment.size == 0)
-            tokens.append((values_BL + offset).masked_fill(unknown_BL, offset + segment.size))
+        pairs = zip(self.segments, values, strict=True)
+        tokens = [
+            self.tokens_of(number, given.reshape(len(given), segment.length))
+            for number, (segment, given) in enumerate(pairs)
+        ]
         return torch.cat(tokens, dim=1)
+
+    def tokens_of(self, number: int, values: Tensor) -> Tensor:
+        """Table tokens of values of segment `number`, in any shape; negative ones are null."""
+        segment, offset = self.segments[number], self.offsets[number]
+        unknown = (values < 0) | (segment.size == 0)
+        return (values.long() + offset).masked_fill(unknown, offset + segment.size)
 
     def values(self, condition_BC: Tensor, kind: str) -> Tensor:
         """The values [B, L] of one segment of condition tokens: undoes `condition`, -1 is null."""

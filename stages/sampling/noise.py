@@ -33,11 +33,16 @@ class GumbelNoise:
 
     def __init__(self, draws: Sequence[Draw]) -> None:
         """All numbers of a draw are below 2**64 and not negative."""
+        self._draws = list(draws)
         self._keys = [np.array([draw.seed, draw.sample_id], dtype=np.uint64) for draw in draws]
         self._candidates = [draw.candidate for draw in draws]
         self._philox = np.random.Philox()
         # Assigning a state is four times as fast as building a generator (7 against 32 us).
         self._state: Any = dict(self._philox.state, buffer_pos=4, has_uint32=0, uinteger=0)
+
+    def of(self, pictures: slice) -> GumbelNoise:
+        """The noise of some of the samples alone."""
+        return GumbelNoise(self._draws[pictures])
 
     def at(self, place: int, num_codes: int) -> np.ndarray:
         """Return float64 noise [B, V] for the token at `place` of the grid, a row for each sample."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.models.priors.configs import PixelCNNConfig
 from stages.models.priors.gated_block import BlockCache, GatedBlock
-from stages.models.priors.prior import FIRST_OWN_SITE, Prior
+from stages.models.priors.prior import FIRST_OWN_SITE, Prior, Stretch
 from stages.models.vocabulary import Vocabulary
 
 # Shapes: B batch, C condition tokens, T image tokens, W channels, H rows, P places of a row (its columns), V codes.
@@ -28,6 +28,7 @@ class PixelCNN(Prior):
     """
 
     config: PixelCNNConfig
+    remembers = False
     blocks: Sequence[GatedBlock]
 
     def __init__(self, config: PixelCNNConfig, *, vocabulary: Vocabulary, grid: tuple[int, int]) -> None:
@@ -57,7 +58,9 @@ class PixelCNN(Prior):
             v_BWHP, h_BWHP = block(v_BWHP, h_BWHP, s_BWHP, keys_B)
         return self._head_features(h_BWHP.flatten(2).transpose(1, 2))
 
-    def new_cache(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> Cache:
+    def new_cache(
+        self, batch: int, device: Any = None, dtype: torch.dtype | None = None, length: int | None = None
+    ) -> Cache:
         """Room for what the blocks remember of `batch` pictures; device and dtype default to the weights'."""
         like = self.head.weight.new_empty(0, device=device, dtype=dtype)
         return [block.new_cache(batch, self.grid, like) for block in self.blocks]
@@ -67,14 +70,35 @@ class PixelCNN(Prior):
         s_BWHP = self._condition(condition_BC)
         for block, block_cache in zip(self.blocks, cache, strict=True):
             block.start(s_BWHP, block_cache)
-        return self._logits_at(0, cache)
+        logits_BV: Tensor = self.head(self._head_features(self._features_at(0, cache)))
+        return logits_BV
 
-    def step(self, tokens_B: Tensor, position: int, cache: Cache) -> Tensor:
-        """Logits [B, V] of image token position + 1, given `tokens_B` at `position` and the cached ones before it.
+    def feed(self, tokens_BS: Tensor, position: int, cache: Cache) -> Tensor:
+        """Logits [B, V] of the token after those of `tokens_BS`, which come at `position` and after it.
 
         The horizontal stack computes one place, the vertical one a row at the end of each.
         """
-        assert 0 <= position < self.num_tokens - 1, f"no token follows {position} in a grid of {self.num_tokens}"
+        self._check_feed(tokens_BS, position)
+        for place, tokens_B in enumerate(tokens_BS.unbind(1), position):
+            h_BW = self._take_in(tokens_B, place, cache)
+        logits_BV: Tensor = self.head(self._head_features(h_BW))
+        return logits_BV
+
+    def read(self, stretches: Sequence[Stretch]) -> Tensor:
+        """Logits [L, V] of the token after each row of each stretch; all their grids as one batch."""
+        conditions, tokens, places = [], [], []
+        for stretch in stretches:
+            assert not stretch.start and stretch.cache is None, "a PixelCNN reads from the beginning"
+            condition_BC, tokens_BS = stretch.tokens_BS.tensor_split([self.vocabulary.condition_length], dim=1)
+            conditions.append(condition_BC)
+            # What comes after the tokens that are given is never seen.
+            tokens.append(F.pad(tokens_BS, (0, self.num_tokens - tokens_BS.shape[1])))
+            places += [tokens_BS.shape[1]] * len(tokens_BS)
+        features_LTW = self.features(torch.cat(conditions), torch.cat(tokens))
+        logits_LV: Tensor = self.head(features_LTW[torch.arange(len(places)), torch.tensor(places)])
+        return logits_LV
+
+    def _take_in(self, tokens_B: Tensor, position: int, cache: Cache) -> Tensor:
         row, column = divmod(position, self.grid[1])
         first_cache = cache[0]
         self.blocks[0].remember(self.token_embedding(tokens_B), column, first_cache)
@@ -82,16 +106,15 @@ class PixelCNN(Prior):
             v_BWP = first_cache.left_BWQ[:, :, self.blocks[0].reach :]
             for block, block_cache in zip(self.blocks, cache, strict=True):
                 v_BWP = block.finish_row(v_BWP, row, block_cache)
-        return self._logits_at(position + 1, cache)
+        return self._features_at(position + 1, cache)
 
-    def _logits_at(self, position: int, cache: Cache) -> Tensor:
+    def _features_at(self, position: int, cache: Cache) -> Tensor:
         row, column = divmod(position, self.grid[1])
         h_BW = None
         for block, block_cache in zip(self.blocks, cache, strict=True):
             h_BW = block.extend_row(h_BW, row, column, block_cache)
         assert h_BW is not None
-        logits_BV: Tensor = self.head(self._head_features(h_BW))
-        return logits_BV
+        return h_BW
 
     def _condition(self, condition_BC: Tensor) -> Tensor:
         """What every block knows of the condition: s_BWHP, of one row and column if it is the same everywhere."""

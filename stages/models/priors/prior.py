@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import safetensors.torch
 import torch
@@ -17,13 +20,24 @@ from stages.models.priors.cross_entropy import projected_token_nats
 from stages.models.priors.token_order import places_in_order
 from stages.models.vocabulary import Vocabulary
 
-# Shapes: B batch, C condition tokens, T image tokens, W features, V codes.
+# Shapes: B batch, C condition tokens, T image tokens, S tokens read at once, W features, V codes.
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "config.json"
 CONDITION_SITE, TOKEN_SITE = range(2)
 """Places that draw at random in training; an architecture's own have the numbers from `FIRST_OWN_SITE`."""
 FIRST_OWN_SITE = 2
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens that follow one another in the sequences of B pictures: condition tokens, then image tokens in `order`."""
+
+    tokens_BS: Tensor
+    start: int = 0
+    """Place of the first in the sequence; the condition begins at 0."""
+    cache: Any = None
+    """Has what came before, and takes in these. None: they begin at 0, and nothing is to be remembered."""
 
 
 class Prior(nn.Module, ABC):
@@ -36,6 +50,8 @@ class Prior(nn.Module, ABC):
 
     head: nn.Linear
     """Features to logits; without a bias."""
+    remembers: ClassVar[bool]
+    """Whether a `Stretch` may begin later than at 0, and leave what it read in a cache."""
 
     def __init__(self, config: PriorModelConfig, *, vocabulary: Vocabulary, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -54,16 +70,52 @@ class Prior(nn.Module, ABC):
         """
 
     @abstractmethod
-    def new_cache(self, batch: int, device: Any = None, dtype: torch.dtype | None = None) -> Any:
-        """What `prefill` fills and `step` reads and extends; device and dtype default to the weights'."""
+    def new_cache(
+        self, batch: int, device: Any = None, dtype: torch.dtype | None = None, length: int | None = None
+    ) -> Any:
+        """What `prefill` fills and `feed` reads and extends; device and dtype default to the weights'.
+
+        `length`: room for so many condition and image tokens; default: for all.
+        """
 
     @abstractmethod
     def prefill(self, condition_BC: Tensor, cache: Any) -> Tensor:
         """Logits [B, V] of the first token in `order`; whatever the cache held is forgotten."""
 
     @abstractmethod
+    def feed(self, tokens_BS: Tensor, position: int, cache: Any) -> Tensor:
+        """Logits [B, V] of the token that follows `tokens_BS`, which come at `position` of `order` and after it.
+
+        All before `position` are in the cache already.
+        """
+
+    @abstractmethod
+    def read(self, stretches: Sequence[Stretch]) -> Tensor:
+        """Logits [L, V] of the tokens that follow the stretches, a row for each picture of each."""
+
     def step(self, tokens_B: Tensor, position: int, cache: Any) -> Tensor:
         """Logits [B, V] of the token after `position` in `order`, given `tokens_B` there and all cached before."""
+        return self.feed(tokens_B[:, None], position, cache)
+
+    def stepper(self, cache: Any) -> Callable[[Tensor, int], Tensor]:
+        """`feed` with this cache, given tokens and position: for a loop over all positions."""
+        return functools.partial(self.feed, cache=cache)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What a cache takes for each token of each picture."""
+        return 0
+
+    def for_drawing(self, dtype: torch.dtype | None = None) -> Self:
+        """Cast and lay out in place, for good, what draws read of the weights at every step; `dtype` None: as it is.
+
+        What comes back draws; it is not to be trained or saved. Here: nothing is worth it.
+        """
+        return self
+
+    def _check_feed(self, tokens_BS: Tensor, position: int) -> None:
+        end = position + tokens_BS.shape[1]
+        assert 0 <= position < end < self.num_tokens, f"no token follows {end - 1} in a grid of {self.num_tokens}"
 
     def forward(self, condition_BC: Tensor, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of every image token given the condition and the image tokens before it.

@@ -15,6 +15,7 @@ from stages.models.priors.prior import Prior
 from stages.models.priors.token_order import places_in_order
 from stages.models.vocabulary import TokenSpace
 from stages.sampling.filters import LogitFilter
+from stages.sampling.guidance import Guidance
 from stages.sampling.noise import GumbelNoise, draws_of
 from stages.sampling.tokens import draw_tokens
 
@@ -81,19 +82,26 @@ def test_frequencies_are_the_exact_probabilities() -> None:
     ],
     ids=["gpt", "gpt, Z-curve", "modern gpt, Z-curve", "pixelcnn"],
 )
-def test_tokens_are_those_of_a_loop_without_cache(config: PriorModelConfig) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, 1], ids=["none known", "half known", "all known"])
+@pytest.mark.parametrize("guidance", [Guidance(2.0), Guidance(3.0, "cosine"), Guidance(0.0, "interval")], ids=str)
+def test_tokens_are_those_of_a_loop_without_cache(config: PriorModelConfig, share: float, guidance: Guidance) -> None:
     model, ids = make_prior(config), list(range(10))
-    logit_filter, scale = LogitFilter(0.8, 20, 0.95), 2.0
-    tokens_BT, _ = draw(model, ids, logit_filter=logit_filter, guidance=scale)
+    logit_filter = LogitFilter(0.8, 20, 0.95)
+    known_BT = torch.randint(0, 40, (10, 12), generator=torch.Generator().manual_seed(0))
+    known_BT[:, np.random.default_rng(1).random(12) >= share] = -1
+    known_BT[3, 5] = 7 if share else -1  # one picture alone
+    tokens_BT, _ = draw(model, ids, logit_filter=logit_filter, guidance=guidance, known_BT=known_BT)
     condition_BC = model.vocabulary.condition(torch.tensor([sample % 3 for sample in ids]))
     expected_BT = torch.zeros(10, 12, dtype=torch.long)
-    for place in places_in_order(config.order, (3, 4)):
+    for position, place in enumerate(places_in_order(config.order, (3, 4))):
+        scale = guidance.at(position, 12)
         with torch.no_grad():
             conditional_BV = model(condition_BC, expected_BT)[:, place]
             unconditional_BV = model(model.vocabulary.null_condition(condition_BC), expected_BT)[:, place]
         guided_BV = (1 - scale) * unconditional_BV + scale * conditional_BV
         noise_BV = torch.from_numpy(GumbelNoise(draws_of(5, ids)).at(place, 40))
-        expected_BT[:, place] = (logit_filter(guided_BV) + noise_BV).argmax(-1)
+        drawn_B = (logit_filter(guided_BV) + noise_BV).argmax(-1)
+        expected_BT[:, place] = torch.where(known_BT[:, place] < 0, drawn_B, known_BT[:, place])
     assert torch.equal(tokens_BT, expected_BT)
 
 
@@ -140,11 +148,35 @@ def test_guidance_1_equals_none_bit_for_bit() -> None:
 def test_guidance_0_equals_the_unconditional_prior() -> None:
     model, ids = make_prior(), list(range(30))
     null_BC = model.vocabulary.condition(torch.full((30,), -1))
-    unconditional_BT, _ = draw_tokens(model, null_BC, GumbelNoise(draws_of(5, ids)))
+    unconditional_BT, likelihood_B = draw_tokens(model, null_BC, GumbelNoise(draws_of(5, ids)))
     conditional_BT, _ = draw(model, ids)
-    guided_BT, _ = draw(model, ids, guidance=0.0)
+    guided_BT, guided_likelihood_B = draw(model, ids, guidance=0.0)
     assert torch.equal(guided_BT, unconditional_BT)
+    assert torch.equal(guided_likelihood_B, likelihood_B)
     assert not torch.equal(guided_BT, conditional_BT)
+
+
+def test_one_branch_takes_one_row_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    model = make_prior()
+    new_cache = model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda batch: rows.append(batch) or new_cache(batch))
+    for guidance in (1.0, 0.0, 2.0, Guidance(0.0, "linear")):
+        draw(model, [0, 1, 2], guidance=guidance)
+    assert rows == [3, 3, 6, 6]
+
+
+def test_a_known_beginning_is_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counts = make_prior(), []
+    feed = model.feed
+    monkeypatch.setattr(
+        model,
+        "feed",
+        lambda tokens_BS, *rest, **cache: counts.append(tokens_BS.shape[1]) or feed(tokens_BS, *rest, **cache),
+    )
+    known_BT = torch.tensor([[5] * 6 + [-1] * 2 + [5] * 2 + [-1] * 2]).expand(3, 12)
+    draw(model, [0, 1, 2], known_BT=known_BT)
+    assert counts == [6, 1, 3, 1]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -15,8 +15,10 @@ from pipeline.config import StrictModel, validate
 from pipeline.errors import ConfigError, DataError
 from stages.models.dropout import sample_keys
 from stages.models.priors.configs import GPTConfig, PixelCNNConfig, PriorDescription, PriorModelConfig
+from stages.models.priors.fixed_step import FixedStep
+from stages.models.priors.gpt import GPT
 from stages.models.priors.load import build_prior, load_prior
-from stages.models.priors.prior import Prior
+from stages.models.priors.prior import Prior, Stretch
 from stages.models.vocabulary import TokenSpace
 from stages.training.activations import checkpoint_activations
 
@@ -79,6 +81,87 @@ def test_a_reused_cache_forgets_the_pictures_before(config: PriorModelConfig) ->
     first_BTV = cached_logits(model, condition_BC, tokens_BT, cache)
     cached_logits(model, condition_BC.flip(0), tokens_BT.flip(0), cache)
     assert torch.equal(cached_logits(model, condition_BC, tokens_BT, cache), first_BTV)
+
+
+@torch.inference_mode()
+def test_tokens_fed_in_runs_give_the_logits_of_single_steps(config: PriorModelConfig) -> None:
+    model, (condition_BC, tokens_BT) = make_prior(config), some_batch()
+    ordered_BT = tokens_BT[:, list(model.order)]
+    logits_BTV = model(condition_BC, tokens_BT)[:, list(model.order)]
+    cache = model.new_cache(4)
+    found = {0: model.prefill(condition_BC, cache)}
+    for begin, end in ((0, 4), (4, 5), (5, 11), (11, 14)):
+        found[end] = model.feed(ordered_BT[:, begin:end], begin, cache)
+    for position, found_BV in found.items():
+        torch.testing.assert_close(found_BV, logits_BTV[:, position], rtol=0, atol=1e-11)
+    with pytest.raises(AssertionError, match="no token follows 14"):
+        model.feed(ordered_BT[:, 14:], 14, cache)
+
+
+@torch.inference_mode()
+def test_stretches_of_any_length_are_read_at_once(config: PriorModelConfig) -> None:
+    model, (condition_BC, tokens_BT) = make_prior(config), some_batch()
+    sequence_BS = torch.cat([condition_BC, tokens_BT[:, list(model.order)]], dim=1)
+    logits_BTV = model(condition_BC, tokens_BT)[:, list(model.order)]
+    logits_LV = model.read([Stretch(sequence_BS[:, :9]), Stretch(sequence_BS[1:3, :1]), Stretch(sequence_BS[:1, :15])])
+    expected_LV = torch.cat([logits_BTV[:, 8], logits_BTV[1:3, 0], logits_BTV[:1, 14]])
+    torch.testing.assert_close(logits_LV, expected_LV, rtol=0, atol=1e-11)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["gpt", "gpt, Z-curve", "modern gpt", "modern gpt, Z-curve"])
+def test_a_gpt_reads_on_where_each_stretch_stopped(name: str) -> None:
+    model, (condition_BC, tokens_BT) = make_prior(CONFIGS[name]), some_batch()
+    sequence_BS = torch.cat([condition_BC, tokens_BT[:, list(model.order)]], dim=1)
+    logits_BTV = model(condition_BC, tokens_BT)[:, list(model.order)]
+    long, short = model.new_cache(4, length=14), model.new_cache(2, length=3)
+    model.read([Stretch(sequence_BS[:, :6], 0, long), Stretch(sequence_BS[2:, :2], 0, short)])
+    logits_LV = model.read(
+        [
+            Stretch(sequence_BS[:, 6:14], 6, long),
+            Stretch(sequence_BS[2:, 2:3], 2, short),
+            Stretch(sequence_BS[:1, :10]),
+        ]
+    )
+    expected_LV = torch.cat([logits_BTV[:, 13], logits_BTV[2:, 2], logits_BTV[:1, 9]])
+    torch.testing.assert_close(logits_LV, expected_LV, rtol=0, atol=1e-11)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["gpt", "gpt, Z-curve", "modern gpt", "modern gpt, Z-curve"])
+def test_steps_of_fixed_shape_equal_the_ordinary_ones(name: str) -> None:
+    model, (condition_BC, tokens_BT) = make_prior(CONFIGS[name]), some_batch()
+    assert isinstance(model, GPT)
+    ordered_BT = tokens_BT[:, list(model.order)]
+    expected_BTV = model(condition_BC, tokens_BT)[:, list(model.order)]
+    cache = model.new_cache(4)
+    for layer in cache:
+        layer.keys_BHPD.fill_(torch.nan)  # as memory that was never written may be
+    model.prefill(condition_BC, cache)
+    step = FixedStep(model, cache)
+    for begin, end in [(0, 1), (1, 2), (2, 6), *((place, place + 1) for place in range(6, NUM_TOKENS - 1))]:
+        logits_BV = step(ordered_BT[:, begin:end], begin)
+        torch.testing.assert_close(logits_BV, expected_BTV[:, end], rtol=0, atol=1e-11)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-4), (torch.bfloat16, 0.4)])
+def test_weights_laid_out_for_drawing_give_the_same_logits(
+    config: PriorModelConfig, dtype: torch.dtype | None, tolerance: float
+) -> None:
+    model, (condition_BC, tokens_BT) = make_prior(config).float(), some_batch()
+    expected_BTV = cached_logits(model, condition_BC, tokens_BT, model.new_cache(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawing = model.for_drawing(dtype)
+    cache = drawing.new_cache(4)
+    found_BTV = cached_logits(drawing, condition_BC, tokens_BT, cache)
+    assert found_BTV.dtype == torch.float32
+    assert (found_BTV - expected_BTV).abs().max() < tolerance * expected_BTV.std()
+    for name, value in drawing.state_dict().items():
+        assert torch.equal(value.float(), before[name].to(value.dtype).float())
+    if isinstance(model.config, GPTConfig) and dtype is not None:
+        assert cache[0].keys_BHPD.dtype == torch.bfloat16
+        assert model.cache_bytes == 2 * 2 * 16 * 2  # keys and values, layers, width, bytes
 
 
 @torch.inference_mode()

@@ -1,0 +1,225 @@
+"""Drawing a large picture: our sliding window against drawing token by token, same weights, in float32.
+
+    python tests/benchmarks/window.py [--rounds 3] [--threads 2] [--stretch 24]
+
+32x48 tokens through windows of 16x16 with 256 condition tokens (a map), a GPT of 8 layers, 512 wide, 8 heads, random
+weights, on the CPU. Token by token is the published way (Esser et al. 2021): the whole window of condition and picture
+passes through the network for every token of one picture. It is timed twice: through minGPT of taming-transformers
+(the peer as it comes, the headline), and through our own network (`ratio_*_own`). Both take minutes for a picture and
+as long for each token, so `--stretch` tokens in the middle are timed and multiplied; `extrapolated` says so.
+Ours draws whole pictures, one and then eight at once; the contestants take turns, each in a process of its own, and
+medians count. Before that, a smaller picture is drawn in float64 in both ways and must have the same tokens.
+bf16 where the processor has instructions for it: ours in bf16 against minGPT in float32. Else `bf16_native` is false
+and the headline is float32.
+The last line is a JSON object: `ratio_one` and `ratio_eight` are seconds a picture of theirs over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stages.models.cpu import prepare_cpu
+from stages.models.interop.net2net import transformer_weights
+from stages.models.priors.configs import GPTConfig
+from stages.models.priors.gpt import GPT
+from stages.models.vocabulary import Segment, Vocabulary
+from stages.sampling.large_condition import LargeCondition
+from stages.sampling.noise import GumbelNoise, draws_of
+from stages.sampling.window import draw_window
+from stages.sampling.window_plan import plan_windows, window_start
+from tests.benchmarks.gpt_step import CODES, HEADS, LAYERS, WIDTH, has_bf16_instructions, stub_what_taming_imports
+from tests.benchmarks.support.contestants import Contestant
+
+# Shapes: B pictures, H W rows and columns of their tokens, C condition tokens and T tokens of a window, V codes.
+
+SIZE, GRID = (32, 48), (16, 16)
+MAP_CODES = 256
+SMALL, SMALL_LAYERS, SMALL_WIDTH = (24, 24), 3, 64
+"""The picture that both draw in float64, and their network."""
+
+Logits = Callable[[Tensor, Tensor], Tensor]
+"""Logits [B, T, V] of a window's tokens, given its condition tokens [B, C] and its tokens [B, T]."""
+
+
+def main() -> None:
+    """Compare, time, and print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--stretch", type=int, default=24, help="tokens that are drawn one by one in a round")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    plan, native = plan_windows(SIZE, GRID, condition_length=GRID[0] * GRID[1]), has_bf16_instructions()
+    figures: dict[str, Any] = {
+        "benchmark": "window",
+        "tokens_identical_float64": same_tokens_in_float64(),
+        "sequential_steps": len(plan.levels),
+        "tokens": SIZE[0] * SIZE[1],
+        "bf16_native": native,
+        "extrapolated": f"token by token from {arguments.stretch} of {SIZE[0] * SIZE[1]} tokens",
+    }
+    print(f"agreement: {SMALL[0]}x{SMALL[1]} tokens are the same in float64: {figures['tokens_identical_float64']}")
+    assert figures["tokens_identical_float64"]
+    print(f"{SIZE[0]}x{SIZE[1]} tokens in {len(plan.levels)} steps\n\nseconds a picture, median of {arguments.rounds}")
+    figures |= take_turns(arguments.rounds, arguments.threads, arguments.stretch, bf16=False)
+    for name in ("one", "eight"):
+        figures[f"ratio_{name}"] = figures[f"ratio_{name}_fp32"]
+    if native:
+        faster = take_turns(arguments.rounds, arguments.threads, arguments.stretch, bf16=True)
+        figures |= {name.removesuffix("_fp32"): value for name, value in faster.items() if name.endswith("_fp32")}
+    print(json.dumps(figures))
+
+
+def take_turns(rounds: int, threads: int, stretch: int, *, bf16: bool) -> dict[str, float]:
+    """Print and return the median seconds a picture of all, and the ratios."""
+    seconds: dict[str, list[float]] = {"one": [], "eight": [], "peer": [], "own": []}
+    share = stretch / (SIZE[0] * SIZE[1])
+    with (
+        Contestant(our_drawing, threads, bf16) as ours,
+        Contestant(peer_drawing, threads) as theirs,
+        Contestant(own_drawing, threads) as own,
+    ):
+        for number in range(rounds):
+            seconds["one"].append(ours(1, number)[0])
+            seconds["peer"].append(theirs(stretch, number)[0] / share)
+            seconds["own"].append(own(stretch, number)[0] / share)
+            seconds["eight"].append(ours(8, number)[0] / 8)
+    medians = {name: statistics.median(measured) for name, measured in seconds.items()}
+    titles = {
+        "one": "ours, one",
+        "eight": "ours, eight",
+        "peer": "token by token, minGPT",
+        "own": "the same, our network",
+    }
+    for name, title in titles.items():
+        print(f"{title:24}{medians[name]:10.1f}   {medians['peer'] / medians[name]:.2f} times", flush=True)
+    figures = {f"seconds_{name}": round(value, 1) for name, value in medians.items()}
+    for name in ("one", "eight"):
+        figures[f"ratio_{name}_fp32"] = round(medians["peer"] / medians[name], 2)
+        figures[f"ratio_{name}_own"] = round(medians["own"] / medians[name], 2)
+    return figures
+
+
+def our_drawing(threads: int, bf16: bool) -> Callable[[int, int], int]:
+    """What draws some pictures with the noise of a round."""
+    prepare_cpu(threads)
+    model = network().eval().for_drawing(torch.bfloat16 if bf16 else None)
+
+    def draw(count: int, number: int) -> int:
+        noise = GumbelNoise(draws_of(number, range(count)))
+        tokens_BHW, likelihood_B = draw_window(model, some_condition(model, SIZE, count), noise, **sides(SIZE))
+        assert likelihood_B.isfinite().all()
+        return tokens_BHW.numel()
+
+    return draw
+
+
+def own_drawing(threads: int) -> Callable[[int, int], int]:
+    """What draws a stretch of tokens one by one through our network."""
+    prepare_cpu(threads)
+    model = network().eval()
+    return one_by_one(model, model)
+
+
+def peer_drawing(threads: int) -> Callable[[int, int], int]:
+    """The same through minGPT."""
+    torch.set_num_threads(threads)
+    return one_by_one(network(), peer_logits())
+
+
+def one_by_one(model: GPT, logits: Logits) -> Callable[[int, int], int]:
+    """What draws a stretch of tokens in the middle of a picture with the noise of a round."""
+
+    def draw(stretch: int, number: int) -> int:
+        first = (SIZE[0] // 2) * SIZE[1] + (SIZE[1] - stretch) // 2
+        condition, noise = some_condition(model, SIZE, 1), GumbelNoise(draws_of(number, [0]))
+        tokens_BHW = torch.randint(0, CODES, (1, *SIZE))
+        draw_token_by_token(logits, condition, noise, tokens_BHW, range(first, first + stretch))
+        return stretch
+
+    return draw
+
+
+@torch.no_grad()
+def draw_token_by_token(
+    logits: Logits, condition: LargeCondition, noise: GumbelNoise, tokens_BHW: Tensor, places: range
+) -> None:
+    """Draw tokens at some places in raster order into `tokens_BHW`, the whole window through the network for each."""
+    height, width = condition.size
+    for place in places:
+        row, column = divmod(place, width)
+        top, left = window_start(row, height, GRID[0]), window_start(column, width, GRID[1])
+        window_BT = tokens_BHW[:, top : top + GRID[0], left : left + GRID[1]].flatten(1)
+        logits_BTV = logits(condition.window(top, left), window_BT)
+        logits_BV = logits_BTV[:, (row - top) * GRID[1] + column - left, :CODES]
+        tokens_BHW[:, row, column] = (logits_BV + torch.from_numpy(noise.at(place, CODES))).argmax(-1)
+
+
+def same_tokens_in_float64() -> bool:
+    """Whether both ways draw the same small picture; the peer's logits must be those of our network."""
+    model = network(SMALL_LAYERS, SMALL_WIDTH).double().eval()
+    condition, noise = some_condition(model, SMALL, 1), GumbelNoise(draws_of(0, [0]))
+    expected_BHW = torch.zeros(1, *SMALL, dtype=torch.long)
+    draw_token_by_token(model, condition, noise, expected_BHW, range(SMALL[0] * SMALL[1]))
+    tokens_BHW, _ = draw_window(model.for_drawing(), condition, noise, **sides(SMALL))
+    window_BT = tokens_BHW[:, : GRID[0], : GRID[1]].flatten(1)
+    with torch.no_grad():
+        ours_BTV = network().eval()(condition.window(0, 0), window_BT)
+        theirs_BTV = peer_logits()(condition.window(0, 0), window_BT)[..., :CODES]
+    assert (ours_BTV - theirs_BTV).abs().max() < 1e-4
+    return torch.equal(tokens_BHW, expected_BHW)
+
+
+def network(layers: int = LAYERS, width: int = WIDTH) -> GPT:
+    """Ours from seed 0, with positions that are not zero."""
+    torch.manual_seed(0)
+    tokens = GRID[0] * GRID[1]
+    vocabulary = Vocabulary(CODES, (Segment(kind="edges", length=tokens, size=MAP_CODES, grid=GRID),))
+    config = GPTConfig(num_layers=layers, num_heads=HEADS, width=width, dropout=0.0, condition_dropout=0.0)
+    model = GPT(config, vocabulary=vocabulary, grid=GRID)
+    nn.init.normal_(model.position_embedding_PW, std=0.02)
+    return model
+
+
+def peer_logits() -> Logits:
+    """Theirs with the weights of ours; its head has rows for the condition as well."""
+    stub_what_taming_imports()
+    from taming.modules.transformer.mingpt import GPT as PeerGPT
+
+    ours = network()
+    model = PeerGPT(ours.vocabulary.size, ours.num_positions, n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH)
+    weights = model.state_dict() | transformer_weights(ours.state_dict(), CODES)
+    model.load_state_dict(weights)
+    model.eval()
+
+    def logits(condition_BC: Tensor, tokens_BT: Tensor) -> Tensor:
+        logits_BSV: Tensor = model(torch.cat([condition_BC, tokens_BT], dim=1)[:, :-1])[0]
+        return logits_BSV[:, condition_BC.shape[1] - 1 :]
+
+    return logits
+
+
+def some_condition(model: GPT, size: tuple[int, int], count: int) -> LargeCondition:
+    """Random maps."""
+    draw = torch.Generator().manual_seed(0)
+    return LargeCondition.of_values(model, size, torch.randint(0, MAP_CODES, (count, *size), generator=draw))
+
+
+def sides(size: tuple[int, int]) -> dict[str, int]:
+    """As arguments of `draw_window`."""
+    return {"height": size[0], "width": size[1]}
+
+
+if __name__ == "__main__":
+    main()
