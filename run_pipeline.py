@@ -72,7 +72,7 @@ def build(config: Config) -> list[Stage]:
     # Classes are known to the prior; of other conditions, held-out pictures give examples to draw from.
     given = {"tokens": tokens, **maps} if kinds - {"none", "class"} else {}
     given |= {**request_inputs(config.sample.requests), **scorer_inputs(config.sample.select)}
-    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=2)
+    samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=3)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples, **maps}
     judging = Stage("evaluate", evaluate, config.evaluate, judged, version=3)
     return [shards, tokenizer, *maps.values(), *beside.values(), tokens, prior, samples, judging]

@@ -76,20 +76,16 @@ def load_drawer(
     config: SampleConfig, tokenizer_folder: Path, prior_folder: Path, scorer_folder: Path | None, device: str
 ) -> Worker:
     """Load tokenizer, prior and scorer once; return the worker that draws one unit at a time."""
-    import torch
-
     from stages.sampling.filters import LogitFilter
     from stages.sampling.generator import Generator
+    from stages.sampling.guidance import Guidance
     from stages.sampling.scorers import load_scorer_of
     from stages.sampling.unit import UnitDrawer
 
-    generator = Generator.of_folders(tokenizer_folder, prior_folder, device)
-    precision = config.precision if config.precision != "auto" else ("fp32" if device == "cpu" else "bf16")
-    generator.prior.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision])
     return UnitDrawer(
-        generator,
+        Generator.of_folders(tokenizer_folder, prior_folder, device=device, precision=config.precision),
         LogitFilter(config.temperature, config.top_k, config.top_p),
-        config.guidance,
+        Guidance(config.guidance, config.guidance_schedule),
         config.batch_size,
         config.threads,
         config.select,

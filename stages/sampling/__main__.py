@@ -47,8 +47,11 @@ def _shared(
     top_k: Annotated[int | None, typer.Option(help="Draw every token from the k likeliest alone.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest that together exceed this.")] = None,
     guidance: Annotated[float, typer.Option(help="Above 1 the condition shows more, and variety shrinks.")] = 1.0,
+    guidance_schedule: Annotated[
+        str, typer.Option(help="How guidance grows from 1: constant (it does not), linear, cosine or interval.")
+    ] = "constant",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    precision: Annotated[str, typer.Option(help="Arithmetic of the prior: fp32, bf16 or fp64.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Arithmetic of the prior: fp32, bf16, fp64 or auto.")] = "fp32",
 ) -> None:
     """The options of all commands that draw."""
 

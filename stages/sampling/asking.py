@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, get_args
 
 from pipeline.errors import ConfigError
+from stages.sampling.guidance import Guidance, Schedule
 from stages.sampling.pictures import PictureLike
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Asked(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     guidance: float
+    guidance_schedule: Schedule
     batch_size: int | None
 
 
@@ -65,6 +67,8 @@ class Ask:
     """Draw from the likeliest codes that together exceed this probability."""
     guidance: float = 1.0
     """Classifier-free guidance: above 1 the condition shows more and variety shrinks."""
+    guidance_schedule: Schedule = "constant"
+    """How it grows while a picture is drawn; see `Guidance`."""
     batch_size: int | None = None
     """Pictures drawn at once; the last batch is padded. It changes last bits. Default: all, up to 64."""
 
@@ -76,6 +80,7 @@ class Ask:
             ("top_k", self.top_k is None or self.top_k >= 1, "be at least 1"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "be above 0 and at most 1"),
             ("guidance", 0 <= self.guidance < math.inf, "not be negative"),
+            ("guidance_schedule", self.guidance_schedule in (known := get_args(Schedule)), f"be one of {known}"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "be at least 1"),
         ):
             if not fits:
@@ -85,6 +90,11 @@ class Ask:
     def rows(self) -> int:
         """Pictures of a batch."""
         return min(self.count, 64) if self.batch_size is None else self.batch_size
+
+    @property
+    def guided(self) -> Guidance:
+        """Guidance at each token."""
+        return Guidance(self.guidance, self.guidance_schedule)
 
     @property
     def logit_filter(self) -> LogitFilter:
@@ -101,7 +111,7 @@ class Ask:
 
     def facts(self) -> dict[str, str | int | float]:
         """What a picture's file says of how it was drawn: what was asked, where it is not the default."""
-        names = ("caption", "temperature", "top_k", "top_p", "guidance")
+        names = ("caption", "temperature", "top_k", "top_p", "guidance", "guidance_schedule")
         changed = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Ask, name)}
         if self.boxes is not None:
             changed["boxes"] = str([tuple(box) for box in self.boxes])

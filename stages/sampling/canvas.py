@@ -5,16 +5,18 @@ Shapes: B batch, C condition tokens, L of one kind, R rows and K columns of toke
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from stages.models.priors.prior import Prior
 from stages.models.vocabulary import Segment, Vocabulary
 from stages.sampling.filters import LogitFilter
+from stages.sampling.guidance import Guidance
+from stages.sampling.large_condition import LargeCondition
 from stages.sampling.noise import GumbelNoise
 from stages.sampling.tokens import draw_tokens
+from stages.sampling.window import draw_window
+from stages.sampling.window_plan import window_warning
 
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
@@ -39,7 +41,7 @@ def draw_on_grid(
     grid: Grid,
     *,
     logit_filter: LogitFilter | None = None,
-    guidance: float = 1.0,
+    guidance: Guidance | float = 1.0,
     known_BRK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw tokens [B, R, K] and return them with their log-likelihood [B] in nats; known ones (not negative) stay.
@@ -53,9 +55,7 @@ def draw_on_grid(
             prior, condition_BC, noise, logit_filter=logit_filter, guidance=guidance, known_BT=known_BT
         )
         return tokens_BT.view(-1, rows, columns), log_likelihood_B
-    window = importlib.import_module("stages.sampling.window")
-    tokens_BRK: Tensor
-    tokens_BRK, log_likelihood_B = window.draw_window(
+    return draw_window(
         prior,
         _large_condition(prior, condition_BC, grid),
         noise,
@@ -65,23 +65,18 @@ def draw_on_grid(
         guidance=guidance,
         known_BHW=known_BRK,
     )
-    return tokens_BRK, log_likelihood_B
 
 
 def size_warning(prior: Prior) -> str | None:
     """Why pictures larger than those that a prior learned may come out wrong; None where it is told what lies where."""
-    plan = importlib.import_module("stages.sampling.window_plan")
-    warning: str | None = plan.window_warning(prior.vocabulary)
-    return warning
+    return window_warning(prior.vocabulary)
 
 
-def _large_condition(prior: Prior, condition_BC: Tensor, grid: Grid) -> object:
+def _large_condition(prior: Prior, condition_BC: Tensor, grid: Grid) -> LargeCondition:
     """The condition in the form in which windows are cut from it."""
-    large_condition = importlib.import_module("stages.sampling.large_condition")
     vocabulary = spread(prior.vocabulary, prior.grid, grid)
     values: list[Tensor] = []
     for segment in vocabulary.segments:
         values_BL = vocabulary.values(condition_BC, segment.kind)
         values.append(values_BL if segment.grid is None else torch.unflatten(values_BL, 1, segment.grid))
-    found: object = large_condition.LargeCondition.of_values(prior, grid, *values)
-    return found
+    return LargeCondition.of_values(prior, grid, *values)

@@ -77,6 +77,20 @@ class Conditioner:
         condition_1C: np.ndarray = vocabulary.condition(*values).numpy()
         return condition_1C
 
+    def enlarged(self, condition_NC: np.ndarray, grid: Grid) -> np.ndarray:
+        """Conditions of the prior's own size for pictures of so many token rows and columns, which are all there is to
+        see. Of a map nothing is known there."""
+        vocabulary, own = self.vocabulary(grid), self.prior.vocabulary
+        conditions_NC = torch.from_numpy(condition_NC).long()
+        values = [
+            own.values(conditions_NC, segment.kind)
+            if segment.grid is None
+            else torch.from_numpy(self._values(segment, Ask())).expand(len(conditions_NC), -1)
+            for segment in vocabulary.segments
+        ]
+        enlarged_NC: np.ndarray = vocabulary.condition(*values).numpy()
+        return enlarged_NC
+
     def vocabulary(self, grid: Grid) -> Vocabulary:
         """The vocabulary of pictures of so many token rows and columns."""
         return spread(self.prior.vocabulary, self.prior.grid, grid)

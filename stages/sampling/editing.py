@@ -176,7 +176,7 @@ def _draw_candidates(
         condition_1C.repeat(len(draws), axis=0),
         draws,
         logit_filter=ask.logit_filter,
-        guidance=ask.guidance,
+        guidance=ask.guided,
         batch_size=min(len(draws), 64) if ask.batch_size is None else ask.batch_size,
         known_NRK=known_NRK.repeat(candidates, axis=0),
         grid=grid,

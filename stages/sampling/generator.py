@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Unpack, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 from stages.data.images import to_model_range, to_uint8
+from stages.models.precision import DrawingPrecision, drawing_dtype
 from stages.models.priors.load import load_prior
 from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ from stages.sampling.bundle import Parts, fetched
 from stages.sampling.canvas import Grid, draw_on_grid
 from stages.sampling.conditioning import Conditioner
 from stages.sampling.filters import LogitFilter
+from stages.sampling.guidance import Guidance
 from stages.sampling.noise import Draw, GumbelNoise
 from stages.sampling.pictures import PictureLike
 from stages.sampling.samples import Samples
@@ -34,9 +36,6 @@ from stages.sampling.sight import Sight, what_it_sees
 
 # Shapes: N samples, B batch, C condition tokens (of a picture: channels), T image tokens, H W picture; tokens on their
 # grid: R rows, K columns.
-
-Precision = Literal["fp32", "bf16", "fp64"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 class Generator:
@@ -53,7 +52,7 @@ class Generator:
         self.device = next(prior.parameters()).device
 
     @classmethod
-    def load(cls, place: str | Path, *, device: str | None = None, precision: Precision = "fp32") -> Generator:
+    def load(cls, place: str | Path, *, device: str | None = None, precision: DrawingPrecision = "fp32") -> Generator:
         """Load a finished run by its workdir, a bundle that `save` wrote, or an import; nothing there is executed.
 
         A run's tokenizer is the one its latest prior was trained with. `device` defaults to a GPU if there is one;
@@ -61,19 +60,25 @@ class Generator:
         DataError for files that are damaged.
         """
         device = _usable(device)
-        if precision not in DTYPES:
-            raise ConfigError(f"precision {precision!r}: choose {', '.join(DTYPES)}")
-        generator = cls._of_parts(Parts.find(place), device)
-        generator.prior.to(DTYPES[precision])
-        return generator
+        if precision not in (known := get_args(DrawingPrecision)):
+            raise ConfigError(f"precision {precision!r}: choose {', '.join(known)}")
+        return cls._of_parts(Parts.find(place), device, precision)
 
     @classmethod
-    def of_folders(cls, tokenizer_folder: Path, prior_folder: Path, device: str = "cpu") -> Generator:
+    def of_folders(
+        cls,
+        tokenizer_folder: Path,
+        prior_folder: Path,
+        *,
+        device: str = "cpu",
+        precision: DrawingPrecision = "fp32",
+    ) -> Generator:
         """Load both from their own folders. Raises ConfigError where they do not fit each other."""
-        return cls._of_parts(Parts(str(prior_folder), Folder.at(tokenizer_folder), Folder.at(prior_folder)), device)
+        parts = Parts(str(prior_folder), Folder.at(tokenizer_folder), Folder.at(prior_folder))
+        return cls._of_parts(parts, device, precision)
 
     @classmethod
-    def _of_parts(cls, parts: Parts, device: str) -> Generator:
+    def _of_parts(cls, parts: Parts, device: str, precision: DrawingPrecision) -> Generator:
         tokenizer, prior = Tokenizer.load(fetched(parts.tokenizer), device), parts.description
         ours, theirs = (tokenizer.num_codes, tuple(tokenizer.grid)), (prior.codebook_size, prior.grid)
         if ours != theirs:
@@ -82,7 +87,8 @@ class Generator:
                 f"expects {theirs}: load the tokenizer that the prior was trained with, {prior.tokenizer[:12]}"
             )
         maps = Tokenizer.load(fetched(parts.map_tokenizer), device) if parts.map_tokenizer else None
-        return cls(tokenizer, load_prior(fetched(parts.prior), device), parts, maps)
+        network = load_prior(fetched(parts.prior), device).for_drawing(drawing_dtype(precision, device))
+        return cls(tokenizer, network, parts, maps)
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle: plain files that `load` takes anywhere, and that draw the same pictures, bit for bit."""
@@ -100,7 +106,7 @@ class Generator:
             self.conditioner.tokens(ask, grid).repeat(ask.count, axis=0),
             ask.draws(),
             logit_filter=ask.logit_filter,
-            guidance=ask.guidance,
+            guidance=ask.guided,
             batch_size=ask.rows,
             grid=grid,
         )
@@ -187,7 +193,7 @@ class Generator:
         draws: Sequence[Draw],
         *,
         logit_filter: LogitFilter | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance | float = 1.0,
         batch_size: int = 64,
         known_NRK: np.ndarray | None = None,
         grid: Grid | None = None,

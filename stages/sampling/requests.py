@@ -130,6 +130,7 @@ def check_requests(asked: Iterable[Asked], prior: PriorDescription, held_out: Se
             raise DataError(f"{where}: nothing is asked for; this prior is told {told}: fill the column for it")
         if request.size is not None:
             _check_size(request.size, prior.image_size, side, where)
+            _check_told_at(request, prior, where)
 
 
 def slots_of(asked: Sequence[Asked], seed: int, keep: int) -> list[Slot]:
@@ -190,6 +191,20 @@ def _check_size(size: tuple[int, int], own: int, side: int, where: str) -> None:
     if height % side or width % side:
         near = "x".join(str(-(-it // side) * side) for it in size)
         raise DataError(f"{where}: {written} is no multiple of the {side} pixels of a token: ask for {near}")
+
+
+def _check_told_at(request: Request, prior: PriorDescription, where: str) -> None:
+    """A larger picture needs a condition of its size."""
+    assert request.size is not None
+    if max(request.size) == prior.image_size:
+        return
+    maps = [segment.kind for segment in prior.condition if segment.grid is not None and segment.kind != "coordinates"]
+    if maps or request.condition_key:
+        lacking = f"a map ({maps[0]})" if maps else "the condition of a held-out picture"
+        raise DataError(
+            f"{where}: size {request.size[0]}x{request.size[1]}, but {lacking} is known for {prior.image_size}x"
+            f"{prior.image_size} alone: empty the column, or draw it by python -m stages.sampling draw --help"
+        )
 
 
 def _is_empty(value: Any) -> bool:

@@ -16,6 +16,7 @@ from stages.data.tables import write_table
 from stages.models.cpu import prepare_cpu
 from stages.sampling.filters import LogitFilter
 from stages.sampling.generator import Generator, Samples
+from stages.sampling.guidance import Guidance
 from stages.sampling.noise import Draw
 from stages.sampling.overview import UNSELECTED, UNSELECTED_KEPT
 from stages.sampling.scorers import Scorer
@@ -30,7 +31,7 @@ class UnitDrawer:
 
     generator: Generator
     logit_filter: LogitFilter
-    guidance: float
+    guidance: Guidance
     batch_size: int
     threads: int
     selection: SelectionConfig | None = None
@@ -61,8 +62,9 @@ class UnitDrawer:
         generator, given, scorer = self.generator, wanted.given, self.scorer
         conditions_NC = generator.of_classes(wanted.labels) if given is None else given.condition_NC
         texts = given.captions if given else [""] * len(wanted)
-        # The prior's own size is what `draw` does by itself; others go through its sliding window.
-        sized: dict[str, Any] = {} if wanted.size is None else {"size": wanted.size}
+        grid = generator.grid_of(wanted.size)
+        if wanted.size is not None:
+            conditions_NC = generator.conditioner.enlarged(conditions_NC, grid)
 
         def draw_batch(condition_BC: np.ndarray, draws: Sequence[Draw]) -> Samples:
             return generator.draw(
@@ -71,7 +73,7 @@ class UnitDrawer:
                 logit_filter=self.logit_filter,
                 guidance=self.guidance,
                 batch_size=self.batch_size,
-                **sized,
+                grid=grid,
             )
 
         def score(samples: Samples, places: Sequence[int]) -> np.ndarray:
