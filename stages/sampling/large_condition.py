@@ -36,13 +36,16 @@ class LargeCondition:
         """
         vocabulary, parts = prior.vocabulary, []
         for number, (segment, given) in enumerate(zip(vocabulary.segments, values, strict=True)):
-            wanted = (segment.length,) if segment.grid is None else map_size(segment, prior.grid, size)
-            if segment.grid is not None and tuple(given.shape[1:]) != wanted:
+            if segment.grid is None:
+                parts.append(vocabulary.tokens_of(number, given.reshape(len(given), segment.length)))
+                continue
+            rows, columns = map_size(segment, prior.grid, size)
+            if tuple(given.shape[1:]) != (rows, columns):
                 raise ConfigError(
                     f"{segment.kind} of {'x'.join(map(str, given.shape[1:]))} tokens for a picture of "
-                    f"{size[0]}x{size[1]} tokens: give {wanted[0]}x{wanted[1]}"
+                    f"{size[0]}x{size[1]} tokens: give {rows}x{columns}"
                 )
-            parts.append(vocabulary.tokens_of(number, given.reshape(len(given), *wanted)))
+            parts.append(vocabulary.tokens_of(number, given))
         return cls(vocabulary, prior.grid, size, tuple(parts))
 
     def __len__(self) -> int:

@@ -59,16 +59,24 @@ def draw_window(
         raise ConfigError(
             f"the condition is that of {condition.size[0]}x{condition.size[1]} tokens, not {height}x{width}"
         )
-    options = {"logit_filter": logit_filter or LogitFilter(), "guidance": as_guidance(guidance)}
+    logit_filter, guidance = logit_filter or LogitFilter(), as_guidance(guidance)
     if size == prior.grid:
         known_BT = None if known_BHW is None else known_BHW.flatten(1)
-        tokens_BT, log_likelihood_B = draw_tokens(prior, condition.window(0, 0), noise, known_BT=known_BT, **options)
+        tokens_BT, log_likelihood_B = draw_tokens(
+            prior,
+            condition.window(0, 0),
+            noise,
+            logit_filter=logit_filter,
+            guidance=guidance,
+            known_BT=known_BT,
+        )
         return tokens_BT.view(B, *size), log_likelihood_B
     known_BHW = torch.full((B, *size), -1) if known_BHW is None else known_BHW
-    plan, group = _plan(prior, size, as_guidance(guidance), known_BHW, memory, tokens_at_once)
+    plan, group = _plan(prior, size, guidance, known_BHW, memory, tokens_at_once)
     tokens, likelihoods = [], []
     for part in (slice(start, start + group) for start in range(0, B, group)):
-        drawing = _Drawing(prior, condition.of(part), noise.of(part), known_BHW[part].to(condition.device), **options)
+        known_part = known_BHW[part].to(condition.device)
+        drawing = _Drawing(prior, condition.of(part), noise.of(part), known_part, logit_filter, guidance)
         for level in plan.levels:
             drawing.draw_level(level, tokens_at_once)
         tokens.append(drawing.tokens_BHW)

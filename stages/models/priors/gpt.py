@@ -36,6 +36,7 @@ class GPT(Prior):
 
     config: GPTConfig
     remembers = True
+    blocks: Sequence[Block]
     order_T: Tensor
     positions_T: Tensor
     """Where in the sequence each place of the grid comes."""
@@ -53,7 +54,9 @@ class GPT(Prior):
         else:
             self.position_embedding_PW = nn.Parameter(torch.zeros(self.num_positions, config.width))
         self.dropout = SampleDropout(config.dropout, EMBEDDING_SITE)
-        self.blocks = nn.ModuleList(Block(config, FIRST_BLOCK_SITE + 2 * number) for number in range(config.num_layers))
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
+            Block(config, FIRST_BLOCK_SITE + 2 * number) for number in range(config.num_layers)
+        )
         self.norm = new_norm(config)
         self.head = nn.Linear(config.width, vocabulary.num_codes, bias=False)
         order_T = torch.tensor(self.order)
@@ -97,7 +100,7 @@ class GPT(Prior):
 
     def read(self, stretches: Sequence[Stretch]) -> Tensor:
         """Logits [L, V] of the token after each row of each stretch; all pass through the layers as one matrix."""
-        spans = [Span(*stretch.tokens_BS.shape, stretch.start, stretch.cache) for stretch in stretches]
+        spans = [Span(len(s.tokens_BS), s.tokens_BS.shape[1], s.start, s.cache) for s in stretches]
         device = self.head.weight.device
         x_NW = torch.cat([self._embed(s.tokens_BS, s.start).flatten(0, 1) for s in stretches])
         rotation_2NR = None
@@ -140,7 +143,7 @@ class GPT(Prior):
         for block in self.blocks:
             for module in block.modules():
                 if isinstance(module, nn.Linear):
-                    module.to(dtype)
+                    module.to(dtype or module.weight.dtype)
                     weight_NK = module.weight
                     if weight_NK.device.type == "cpu" and weight_NK.shape[0] > weight_NK.shape[1]:
                         weight_NK.data = weight_NK.data.t().contiguous().t()
