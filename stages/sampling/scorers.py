@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.data.images import to_model_range
-from stages.sampling.generator import Samples
 from stages.sampling.picture_scorers import SeeingScorer
+from stages.sampling.samples import Samples
 from stages.sampling.selection_config import SelectionConfig
 
 Scorer = Callable[[Samples, Sequence[str]], np.ndarray]

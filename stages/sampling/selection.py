@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.sampling.generator import Samples
 from stages.sampling.noise import Draw
+from stages.sampling.samples import Samples
 from stages.sampling.wanted import Slot
 
 DrawBatch = Callable[[np.ndarray, Sequence[Draw]], Samples]

@@ -15,10 +15,11 @@ from stages.data.shards import Sample, write_shard
 from stages.data.tables import write_table
 from stages.models.cpu import prepare_cpu
 from stages.sampling.filters import LogitFilter
-from stages.sampling.generator import Generator, Samples
+from stages.sampling.generator import Generator
 from stages.sampling.guidance import Guidance
 from stages.sampling.noise import Draw
 from stages.sampling.overview import UNSELECTED, UNSELECTED_KEPT
+from stages.sampling.samples import Samples
 from stages.sampling.scorers import Scorer
 from stages.sampling.selection import Candidate, Selected, select
 from stages.sampling.selection_config import SelectionConfig
