@@ -50,6 +50,8 @@ class Generator:
         self.classes = parts.description.classes
         self.conditioner = Conditioner(parts, map_tokenizer)
         self.device = next(prior.parameters()).device
+        # The matrices of a prior that draws in bfloat16; the rest of it stays in float32.
+        self.half = any(weights.dtype == torch.bfloat16 for weights in prior.parameters())
 
     @classmethod
     def load(cls, place: str | Path, *, device: str | None = None, precision: DrawingPrecision = "fp32") -> Generator:
@@ -169,7 +171,7 @@ class Generator:
             condition_BC, tokens_BT = (
                 torch.from_numpy(array[rows]).long().to(self.device) for array in (condition_NC, tokens_NT)
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 parts.append(self.prior.loss(condition_BC, tokens_BT)[1].double().cpu().numpy())
         return np.concatenate(parts)
 

@@ -109,9 +109,9 @@ class Prior(nn.Module, ABC):
     def for_drawing(self, dtype: torch.dtype | None = None) -> Self:
         """Cast and lay out in place, for good, what draws read of the weights at every step; `dtype` None: as it is.
 
-        What comes back draws; it is not to be trained or saved. Here: nothing is worth it.
+        What comes back draws; it is not to be trained or saved. Here: all to float64, nothing to what is below.
         """
-        return self
+        return self.to(dtype) if dtype == torch.float64 else self
 
     def _check_feed(self, tokens_BS: Tensor, position: int) -> None:
         end = position + tokens_BS.shape[1]

@@ -1,6 +1,5 @@
 """Edits keep what is to be kept and redraw the rest; candidates make a hole suit what comes after it."""
 
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from stages.sampling.asking import Ask
 from stages.sampling.generator import Generator
 from stages.sampling.noise import draws_of
 from tests.stages.sampling.bundles import blocks, class_bundle
-
-NO_WINDOW = importlib.util.find_spec("stages.sampling.window") is None
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +210,6 @@ def test_candidates_raise_the_likelihood_of_what_comes_after(generator: Generato
     )
 
 
-@pytest.mark.skipif(NO_WINDOW, reason="without the sliding window")
 @pytest.mark.parametrize("sides", list(itertools.islice(itertools.product((0, 8), repeat=4), 1, None, 4)))
 def test_outpainting_keeps_the_picture_within_a_larger_one(
     generator: Generator, tokens_of: list[np.ndarray], sides: tuple[int, int, int, int]
@@ -229,7 +225,6 @@ def test_outpainting_keeps_the_picture_within_a_larger_one(
     assert "window" in drawn.info["sight"]
 
 
-@pytest.mark.skipif(NO_WINDOW, reason="without the sliding window")
 def test_larger_pictures_are_drawn_through_the_window(generator: Generator) -> None:
     first, second = generator.generate(size=(40, 64), label="dogs", count=2)
     assert first.size == (64, 40)

@@ -8,10 +8,11 @@ import torch
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
+from stages.models.precision import DrawingPrecision
 from stages.models.priors.configs import PriorDescription
 from stages.models.priors.load import build_prior
 from stages.sampling.asking import Ask
-from stages.sampling.generator import Generator, Precision
+from stages.sampling.generator import Generator
 from stages.sampling.noise import draws_of
 from tests.stages.sampling.bundles import class_bundle
 from tests.stages.tiny import tiny_prior, tiny_tokenizer
@@ -54,10 +55,10 @@ def test_pictures_have_the_size_and_range_of_the_tokenizers(generator: Generator
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16"])
-def test_the_priors_precision_is_chosen_when_it_is_loaded(tmp_path: Path, precision: Precision) -> None:
+def test_the_priors_precision_is_chosen_when_it_is_loaded(tmp_path: Path, precision: DrawingPrecision) -> None:
     generator = Generator.load(class_bundle(tmp_path / "b"), precision=precision, device="cpu")
     types = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
-    assert next(generator.prior.parameters()).dtype == types[precision]
+    assert generator.prior.blocks[0].attention.qkv.weight.dtype == types[precision]  # type: ignore[index,union-attr]
     assert next(generator.tokenizer.parameters()).dtype == torch.float32
     ask = Ask(label="owls", count=6)
     drawn = generator.draw(generator.conditioner.tokens(ask).repeat(6, 0), ask.draws(), batch_size=6)

@@ -19,7 +19,6 @@ from stages.data.tables import read_table
 from stages.models.scorers.description import ClassifierDescription
 from stages.models.scorers.heads import ClassifierHead
 from stages.sample import SampleConfig, sample
-from stages.sampling.generator import Generator, Samples
 from stages.sampling.picture_scorers import Classifier, SeeingScorer
 from stages.sampling.requests import request_inputs
 from stages.sampling.selection_config import scorer_inputs
@@ -220,23 +219,9 @@ def test_a_bad_request_ends_with_the_code_of_bad_data(made: dict[str, Artifact],
         run(made, tmp_path, requests=requests(tmp_path), classes=("cats",))
 
 
-def test_requests_of_another_size_are_units_of_their_own_and_ask_the_generator_for_it(
-    made: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_requests_of_another_size_are_units_of_their_own_drawn_through_the_window(
+    made: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    asked: list[Any] = []
-    original = Generator.draw
-
-    def draw(self: Generator, *arguments: Any, size: tuple[int, int] | None = None, **keys: Any) -> Samples:
-        asked.append(size)
-        drawn = original(self, *arguments, **keys)
-        if size is None:
-            return drawn
-        large_NHWC = np.zeros((len(drawn.pictures_NHWC), *size, 3), np.uint8)
-        large_NHWC[:, :16, :16] = drawn.pictures_NHWC
-        tokens_NT = np.tile(drawn.tokens_NT, (1, size[0] * size[1] // 256))
-        return Samples(large_NHWC, drawn.draws, drawn.labels, drawn.classes, drawn.log_likelihood_N, tokens_NT)
-
-    monkeypatch.setattr(Generator, "draw", draw)
     text = "id,label,size,count\na,owls,,2\nb,cats,16x32,3\nc,dogs,16x16,2\nd,dogs,16x32,1\n"
     artifact = run(made, tmp_path, requests=requests(tmp_path, text), samples_per_unit=3)
     assert [unit.name for unit in artifact.units] == [
@@ -245,7 +230,6 @@ def test_requests_of_another_size_are_units_of_their_own_and_ask_the_generator_f
         "sample-16x32-000000",
         "sample-16x32-000001",
     ]
-    assert asked == [None, None, (16, 32), (16, 32)]
     shapes = [picture.shape[:2] for picture in pictures(artifact)]
     assert shapes == [(16, 16)] * 4 + [(16, 32)] * 4
     large = read_table(artifact.local("sample-16x32-000000.parquet"))

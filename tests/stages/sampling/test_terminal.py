@@ -1,6 +1,5 @@
 """The command: what it writes, what it says, and the exit codes of mistakes."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ from typer.testing import CliRunner, Result
 from stages.sampling.__main__ import app
 from stages.sampling.generator import Generator
 from tests.stages.sampling.bundles import blocks, class_bundle, words_and_boxes
-
-NO_WINDOW = importlib.util.find_spec("stages.sampling.window") is None
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +63,6 @@ def test_edits_say_what_the_prior_saw(bundle: Path, tmp_path: Path) -> None:
         assert (done.exit_code, Image.open(tmp_path / "o.png").text["edit"]) == (0, command)  # type: ignore[attr-defined]
 
 
-@pytest.mark.skipif(NO_WINDOW, reason="without the sliding window")
 def test_larger_pictures_come_with_a_note(bundle: Path, tmp_path: Path) -> None:
     Image.fromarray(blocks(32)).save(tmp_path / "p.png")
     for arguments in (("draw", bundle, "--size", "32x48"), ("outpaint", bundle, tmp_path / "p.png", "--right", 16)):
@@ -101,7 +97,7 @@ def test_boxes_are_named_with_their_edges(tmp_path: Path) -> None:
         (("draw", "{bundle}", "--label", "owl"), 2, "error: label 'owl' is unknown; did you mean 'owls'?"),
         (("draw", "{bundle}", "--size", "big"), 2, "error: --size big: write height x width in pixels"),
         (("draw", "{bundle}", "--box", "dog,1"), 2, "error: --box dog,1: write NAME,LEFT,TOP,RIGHT,BOTTOM"),
-        (("draw", "{bundle}", "--precision", "fp8"), 2, "error: precision 'fp8': choose fp32, bf16, fp64"),
+        (("draw", "{bundle}", "--precision", "fp8"), 2, "error: precision 'fp8': choose auto, fp32, bf16, fp64"),
         (("draw", "{bundle}", "--device", "abacus"), 2, "error: device 'abacus' cannot be used here"),
         (("draw", "/nowhere"), 2, "error: there is no folder /nowhere"),
         (("complete", "{bundle}", "/nowhere.png"), 3, "error: picture /nowhere.png cannot be read"),
