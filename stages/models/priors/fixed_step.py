@@ -74,7 +74,7 @@ class FixedStep:
 
     def _record(self) -> None:
         """Running a step more than once at the same position changes nothing."""
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
