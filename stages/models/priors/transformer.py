@@ -101,9 +101,9 @@ class Attention(nn.Module):
         for span, query_count, query, key, value in zip(
             spans,
             query_counts,
-            torch.split(query_NHD, [span.batch * count for span, count in zip(spans, query_counts, strict=True)]),
-            torch.split(key_NHD, [span.batch * span.count for span in spans]),
-            torch.split(value_NHD, [span.batch * span.count for span in spans]),
+            query_NHD.split_with_sizes([span.batch * count for span, count in zip(spans, query_counts, strict=True)]),
+            key_NHD.split_with_sizes([span.batch * span.count for span in spans]),
+            value_NHD.split_with_sizes([span.batch * span.count for span in spans]),
             strict=True,
         ):
             key_BHSD, value_BHSD = span.cut(key, span.count), span.cut(value, span.count)
