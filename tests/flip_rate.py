@@ -1,4 +1,4 @@
-"""How often a token depends on the shape of the batch that it is drawn in: a table for float64, float32 and bfloat16.
+"""How often a token depends on the shape of the batch that it is drawn in: a table of precisions.
 
     python -m tests.flip_rate [--layers 4] [--width 128] [--batches 1 7 64]
 
@@ -23,7 +23,7 @@ from stages.sampling.tokens import draw_tokens
 # Shapes: B pictures, T tokens, V codes.
 
 CODES, CLASSES, GRID, PICTURES, FIRST_BATCH = 1024, 10, (16, 16), 16, 16
-PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main() -> None:

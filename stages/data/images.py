@@ -194,8 +194,12 @@ def to_model_range(images_BHWC: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Turn uint8 [B, H, W, C] into contiguous float32 [B, C, H, W] in [-1, 1]."""
     import torch
 
-    images = torch.from_numpy(images_BHWC) if isinstance(images_BHWC, np.ndarray) else images_BHWC
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    # Pillow's pictures share memory that cannot be written to, which torch would warn about.
+    if isinstance(images_BHWC, np.ndarray):
+        images_BHWC = torch.from_numpy(np.require(images_BHWC, requirements="W"))
+    return (
+        images_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    )
 
 
 def to_model_range_channels_last(images_BHWC: np.ndarray) -> torch.Tensor:

@@ -51,7 +51,7 @@ def _shared(
         str, typer.Option(help="How guidance grows from 1: constant (it does not), linear, cosine or interval.")
     ] = "constant",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    precision: Annotated[str, typer.Option(help="Arithmetic of the prior: fp32, bf16, fp64 or auto.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Arithmetic of the prior: fp32, bf16, fp16, fp64 or auto.")] = "fp32",
 ) -> None:
     """The options of all commands that draw."""
 

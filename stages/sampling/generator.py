@@ -50,8 +50,9 @@ class Generator:
         self.classes = parts.description.classes
         self.conditioner = Conditioner(parts, map_tokenizer)
         self.device = next(prior.parameters()).device
-        # The matrices of a prior that draws in bfloat16; the rest of it stays in float32.
-        self.half = any(weights.dtype == torch.bfloat16 for weights in prior.parameters())
+        # That of a half-precision prior's matrices; the rest of it stays in float32.
+        halves = {weights.dtype for weights in prior.parameters()} & {torch.bfloat16, torch.float16}
+        self.half = halves.pop() if halves else None
 
     @classmethod
     def load(cls, place: str | Path, *, device: str | None = None, precision: DrawingPrecision = "fp32") -> Generator:
@@ -171,7 +172,7 @@ class Generator:
             condition_BC, tokens_BT = (
                 torch.from_numpy(array[rows]).long().to(self.device) for array in (condition_NC, tokens_NT)
             )
-            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            with torch.inference_mode(), torch.autocast(self.device.type, self.half, enabled=self.half is not None):
                 parts.append(self.prior.loss(condition_BC, tokens_BT)[1].double().cpu().numpy())
         return np.concatenate(parts)
 

@@ -15,8 +15,9 @@ from stages.sampling.choice import check_choice, chosen_classes, only_classes
 from stages.sampling.given import Given
 from stages.sampling.overview import Row, class_rows, condition_rows, request_rows
 from stages.sampling.plan import plan_ids, plan_requests
-from stages.sampling.requests import Asked, check_requests, list_requests, read_requests, slots_of
+from stages.sampling.requests import Asked, check_requests, list_requests, read_requests
 from stages.sampling.sample_config import SampleConfig
+from stages.sampling.wanted import requested_slots
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
@@ -127,7 +128,7 @@ class Requested:
         sizes = [None if request.size == own else request.size for _, request in self.asked]
         return plan_requests(
             drawing,
-            slots_of(self.asked, self.config.seed, self.config.keep),
+            requested_slots(self.asked, self.config.seed, self.config.keep),
             self.config.samples_per_unit,
             labels=[labels[place] for place in places],
             given=self.given.of_rows(places) if self.given else None,
@@ -138,7 +139,7 @@ class Requested:
         """The rows of the overview."""
         names = {it.id: it.caption or it.label or it.condition_key or it.id for _, it in self.asked}
         numbers = {it.id: place for place, (_, it) in enumerate(self.asked)}
-        rows = request_rows(slots_of(self.asked, self.config.seed, self.config.keep), names)
+        rows = request_rows(requested_slots(self.asked, self.config.seed, self.config.keep), names)
         return [row._replace(condition=numbers[request]) for request, row in zip(numbers, rows, strict=False)]
 
 

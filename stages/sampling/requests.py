@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,6 @@ from pipeline.config import StrictModel
 from pipeline.errors import DataError
 from pipeline.storage import content_hash
 from stages.data.rows import Row, read_rows
-from stages.sampling.wanted import Slot
 
 if TYPE_CHECKING:
     from stages.models.priors.configs import PriorDescription
@@ -131,27 +129,6 @@ def check_requests(asked: Iterable[Asked], prior: PriorDescription, held_out: Se
         if request.size is not None:
             _check_size(request.size, prior.image_size, side, where)
             _check_told_at(request, prior, where)
-
-
-def slots_of(asked: Sequence[Asked], seed: int, keep: int) -> list[Slot]:
-    """The samples that requests ask for, in their order; `seed` is for those that name none."""
-    slots: list[Slot] = []
-    for _, request in asked:
-        # Below 2**62, so that copies stay below 2**63.
-        own = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:8], "little") >> 2
-        first = 0 if request.seed is not None else own
-        for copy in range(request.count):
-            slots.append(
-                Slot(
-                    sample_id=len(slots),
-                    key=f"{request.id}-{copy}",
-                    seed=seed if request.seed is None else request.seed,
-                    noise_id=first + copy - copy % keep,
-                    rank=copy % keep,
-                    request=request.id,
-                )
-            )
-    return slots
 
 
 def _checked(row: Row, where: str) -> Request:

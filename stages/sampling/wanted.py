@@ -14,6 +14,7 @@ from pipeline.storage import canonical_json
 
 if TYPE_CHECKING:
     from stages.sampling.given import Given
+    from stages.sampling.requests import Asked
 
 
 class Slot(NamedTuple):
@@ -61,3 +62,24 @@ class Wanted:
 def plain_slots(ids: Sequence[int], seed: int, keep: int) -> list[Slot]:
     """Samples by number: `keep` ids in a row are chosen from the candidates of one noise."""
     return [Slot(it, f"s{it:08d}", seed, it - it % keep, it % keep) for it in ids]
+
+
+def requested_slots(asked: Sequence[Asked], seed: int, keep: int) -> list[Slot]:
+    """The samples that requests ask for, in their order; `seed` is for those that name none."""
+    slots: list[Slot] = []
+    for _, request in asked:
+        # Below 2**62, so that copies stay below 2**63.
+        own = int.from_bytes(hashlib.sha256(request.id.encode()).digest()[:8], "little") >> 2
+        first = 0 if request.seed is not None else own
+        for copy in range(request.count):
+            slots.append(
+                Slot(
+                    sample_id=len(slots),
+                    key=f"{request.id}-{copy}",
+                    seed=seed if request.seed is None else request.seed,
+                    noise_id=first + copy - copy % keep,
+                    rank=copy % keep,
+                    request=request.id,
+                )
+            )
+    return slots

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stages.models.cpu import prepare_cpu
 from stages.models.dropout import sample_keys
 from stages.models.interop.net2net import transformer_weights
+from stages.models.precision import DrawingPrecision
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import Vocabulary
@@ -216,6 +217,11 @@ def has_bf16_instructions() -> bool:
     """Whether the processor multiplies bf16 (AMX or AVX512-BF16) rather than emulates it."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def half_precision() -> DrawingPrecision:
+    """What this processor draws in where 16 bits are enough."""
+    return "bf16" if has_bf16_instructions() else "fp16"
 
 
 if __name__ == "__main__":

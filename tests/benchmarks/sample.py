@@ -6,10 +6,10 @@ A GPT of 8 layers, 512 wide, 8 heads, 256 tokens of 1,024 codes after one condit
 the probabilities of the next tokens of one sequence, which must agree; then they take turns, each in a process of its
 own (ours keeps freed memory, as the sample stage's workers do), and medians count. Ours draws its noise for every
 sample and sums likelihoods, as the stage does; theirs draws from `torch.multinomial`.
-bf16 is ours with matrices and cache in bf16 against the peer as it comes, in float32. A processor without bf16
-instructions emulates them: then a few tokens are drawn so, `bf16_native` is false, and the headline is float32.
+Half precision is ours in bf16 against the peer as it comes, in float32; a processor without bf16 instructions would
+emulate them, so there it is fp16: the matrices in 16 bits, everything else in float32. `half` says which.
 The last line is a JSON object: `ratio_*` are our tokens a second over theirs, `peak_mib` is what the largest batch took
-beside `weights_mib` and `cache_mib` (keys and values of whole sequences).
+beside `weights_mib` and `cache_mib` (keys and values of whole sequences), all in float32.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stages.models.cpu import prepare_cpu
+from stages.models.precision import DrawingPrecision, drawing_dtype
 from stages.models.priors.gpt import GPT
 from stages.sampling.noise import GumbelNoise, draws_of
 from stages.sampling.tokens import draw_tokens
-from tests.benchmarks.gpt_step import CODES, HEADS, LAYERS, TOKENS, WIDTH, has_bf16_instructions, our_model, peer_model
+from tests.benchmarks.gpt_step import CODES, HEADS, LAYERS, TOKENS, WIDTH, half_precision, our_model, peer_model
 from tests.benchmarks.support.contestants import Contestant
 
 # Shapes: B batch, T tokens, V codes.
-
-EMULATED_BATCH, EMULATED_TOKENS = 1, 8
-"""How much is drawn in bf16 on a processor that must emulate it."""
 
 Draw = Callable[[int, int], tuple[int, float]]
 """Draws a batch with the noise of a round; the tokens drawn and the process's peak memory in MiB."""
@@ -53,65 +51,60 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     check_agreement()
-    native = has_bf16_instructions()
-    figures: dict[str, Any] = {"benchmark": "sample", "bf16_native": native}
+    half = half_precision()
+    figures: dict[str, Any] = {"benchmark": "sample", "half": half}
     print(f"\n{'':20}{'ours':>10}{'taming':>10}   tokens/s, median of {arguments.rounds}; {arguments.threads} threads")
     peaks = []
     for batch in arguments.batches:
-        ratio, peak, rates = take_turns("fp32", batch, arguments.rounds, arguments.threads)
-        peaks.append(peak)
-        figures |= {f"ratio_batch{batch}_fp32": ratio, f"ours_batch{batch}": rates[0], f"taming_batch{batch}": rates[1]}
-        figures[f"ratio_batch{batch}"] = ratio
-        if native:
-            figures[f"ratio_batch{batch}"], _, _ = take_turns("bf16", batch, arguments.rounds, arguments.threads)
-    if not native:
-        ratio, _, _ = take_turns("bf16", EMULATED_BATCH, 1, arguments.threads, tokens=EMULATED_TOKENS)
-        figures["ratio_bf16_emulated"] = ratio
-        print(f"no bf16 instructions: that line is {EMULATED_TOKENS} tokens, and the headline is float32")
+        for precision in ("fp32", half):
+            ratio, peak, rates = take_turns(precision, batch, arguments.rounds, arguments.threads)
+            end = "_fp32" if precision == "fp32" else ""
+            figures |= {f"ratio_batch{batch}{end}": ratio, f"ours_batch{batch}{end}": rates[0]}
+            figures[f"taming_batch{batch}{end}"] = rates[1]
+            if precision == "fp32":
+                peaks.append(peak)
     figures |= memory(max(arguments.batches), max(peaks))
     print(json.dumps(figures))
 
 
 def take_turns(
-    precision: str, batch: int, rounds: int, threads: int, tokens: int = TOKENS
+    precision: DrawingPrecision, batch: int, rounds: int, threads: int
 ) -> tuple[float, float, tuple[int, int]]:
     """Print the median tokens a second of both; return their ratio, our peak memory and the rates."""
     seconds: tuple[list[float], list[float]] = ([], [])
     peak = 0.0
     with (
-        Contestant(our_drawing, threads, precision == "bf16", tokens) as ours,
-        Contestant(peer_drawing, threads, tokens) as theirs,
+        Contestant(our_drawing, threads, precision) as ours,
+        Contestant(peer_drawing, threads) as theirs,
     ):
         for number in range(rounds + 1):
             for place, (draw, measured) in enumerate(zip((ours, theirs), seconds, strict=True)):
                 taken, (drawn, memory_mib) = draw(batch, number)
-                assert drawn == batch * tokens
+                assert drawn == batch * TOKENS
                 peak = peak if place else max(peak, memory_mib)
                 if number:
                     measured.append(taken)
-    rates = [batch * tokens / statistics.median(measured) for measured in seconds]
+    rates = [batch * TOKENS / statistics.median(measured) for measured in seconds]
     title = f"{precision}, batch {batch}"
     print(f"{title:20}{rates[0]:10.1f}{rates[1]:10.1f}   ratio {rates[0] / rates[1]:.2f}", flush=True)
     return round(rates[0] / rates[1], 2), peak, (round(rates[0]), round(rates[1]))
 
 
-def our_drawing(threads: int, bf16: bool, tokens: int) -> Draw:
-    """The token loop as the sample stage's workers run it; places beyond `tokens` are given, and so not drawn."""
+def our_drawing(threads: int, precision: DrawingPrecision) -> Draw:
+    """The token loop as the sample stage's workers run it."""
     prepare_cpu(threads)
-    model = our_model(0.0).eval().for_drawing(torch.bfloat16 if bf16 else None)
+    model = our_model(0.0).eval().for_drawing(drawing_dtype(precision, "cpu"))
 
     def draw(batch: int, number: int) -> tuple[int, float]:
-        known_BT = torch.full((batch, TOKENS), -1)
-        known_BT[:, tokens:] = 0
         noise = GumbelNoise(draws_of(number, range(batch)))
-        drawn_BT, likelihood_B = draw_tokens(model, torch.full((batch, 1), CODES), noise, known_BT=known_BT)
+        drawn_BT, likelihood_B = draw_tokens(model, torch.full((batch, 1), CODES), noise)
         assert likelihood_B.isfinite().all()
-        return int((known_BT < 0).sum() * (drawn_BT.shape == known_BT.shape)), peak_mib()
+        return drawn_BT.numel(), peak_mib()
 
     return draw
 
 
-def peer_drawing(threads: int, tokens: int) -> Draw:
+def peer_drawing(threads: int) -> Draw:
     """taming's own loop with its keys and values of the past; class labels of its table are condition tokens."""
     torch.set_num_threads(threads)
     model = peer_model(0.0).eval()
@@ -119,7 +112,7 @@ def peer_drawing(threads: int, tokens: int) -> Draw:
 
     def draw(batch: int, number: int) -> tuple[int, float]:
         torch.manual_seed(number)
-        drawn_BT = sample_with_past(torch.full((batch, 1), CODES), model, steps=tokens)
+        drawn_BT = sample_with_past(torch.full((batch, 1), CODES), model, steps=TOKENS)
         return drawn_BT.numel(), peak_mib()
 
     return draw

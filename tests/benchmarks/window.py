@@ -9,8 +9,8 @@ passes through the network for every token of one picture. It is timed twice: th
 as long for each token, so `--stretch` tokens in the middle are timed and multiplied; `extrapolated` says so.
 Ours draws whole pictures, one and then eight at once; the contestants take turns, each in a process of its own, and
 medians count. Before that, a smaller picture is drawn in float64 in both ways and must have the same tokens.
-bf16 where the processor has instructions for it: ours in bf16 against minGPT in float32. Else `bf16_native` is false
-and the headline is float32.
+Half precision is ours in bf16 against minGPT in float32; on a processor without bf16 instructions it is fp16: the
+matrices in 16 bits, everything else in float32. `half` says which.
 The last line is a JSON object: `ratio_one` and `ratio_eight` are seconds a picture of theirs over ours.
 """
 
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stages.models.cpu import prepare_cpu
 from stages.models.interop.net2net import transformer_weights
+from stages.models.precision import DrawingPrecision, drawing_dtype
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.gpt import GPT
 from stages.models.vocabulary import Segment, Vocabulary
@@ -38,7 +39,7 @@ from stages.sampling.large_condition import LargeCondition
 from stages.sampling.noise import GumbelNoise, draws_of
 from stages.sampling.window import draw_window
 from stages.sampling.window_plan import plan_windows, window_start
-from tests.benchmarks.gpt_step import CODES, HEADS, LAYERS, WIDTH, has_bf16_instructions, stub_what_taming_imports
+from tests.benchmarks.gpt_step import CODES, HEADS, LAYERS, WIDTH, half_precision, stub_what_taming_imports
 from tests.benchmarks.support.contestants import Contestant
 
 # Shapes: B pictures, H W rows and columns of their tokens, C condition tokens and T tokens of a window, V codes.
@@ -60,33 +61,30 @@ def main() -> None:
     parser.add_argument("--stretch", type=int, default=24, help="tokens that are drawn one by one in a round")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    plan, native = plan_windows(SIZE, GRID, condition_length=GRID[0] * GRID[1]), has_bf16_instructions()
+    plan, half = plan_windows(SIZE, GRID, condition_length=GRID[0] * GRID[1]), half_precision()
     figures: dict[str, Any] = {
         "benchmark": "window",
         "tokens_identical_float64": same_tokens_in_float64(),
         "sequential_steps": len(plan.levels),
         "tokens": SIZE[0] * SIZE[1],
-        "bf16_native": native,
+        "half": half,
         "extrapolated": f"token by token from {arguments.stretch} of {SIZE[0] * SIZE[1]} tokens",
     }
     print(f"agreement: {SMALL[0]}x{SMALL[1]} tokens are the same in float64: {figures['tokens_identical_float64']}")
     assert figures["tokens_identical_float64"]
     print(f"{SIZE[0]}x{SIZE[1]} tokens in {len(plan.levels)} steps\n\nseconds a picture, median of {arguments.rounds}")
-    figures |= take_turns(arguments.rounds, arguments.threads, arguments.stretch, bf16=False)
-    for name in ("one", "eight"):
-        figures[f"ratio_{name}"] = figures[f"ratio_{name}_fp32"]
-    if native:
-        faster = take_turns(arguments.rounds, arguments.threads, arguments.stretch, bf16=True)
-        figures |= {name.removesuffix("_fp32"): value for name, value in faster.items() if name.endswith("_fp32")}
+    for precision, end in (("fp32", "_fp32"), (half, "")):
+        found = take_turns(arguments.rounds, arguments.threads, arguments.stretch, precision)
+        figures |= {f"{name}{end}": value for name, value in found.items()}
     print(json.dumps(figures))
 
 
-def take_turns(rounds: int, threads: int, stretch: int, *, bf16: bool) -> dict[str, float]:
-    """Print and return the median seconds a picture of all, and the ratios."""
+def take_turns(rounds: int, threads: int, stretch: int, precision: DrawingPrecision) -> dict[str, float]:
+    """Print and return the median seconds a picture of all, and the ratios, ours in this precision."""
     seconds: dict[str, list[float]] = {"one": [], "eight": [], "peer": [], "own": []}
     share = stretch / (SIZE[0] * SIZE[1])
     with (
-        Contestant(our_drawing, threads, bf16) as ours,
+        Contestant(our_drawing, threads, precision) as ours,
         Contestant(peer_drawing, threads) as theirs,
         Contestant(own_drawing, threads) as own,
     ):
@@ -97,8 +95,8 @@ def take_turns(rounds: int, threads: int, stretch: int, *, bf16: bool) -> dict[s
             seconds["eight"].append(ours(8, number)[0] / 8)
     medians = {name: statistics.median(measured) for name, measured in seconds.items()}
     titles = {
-        "one": "ours, one",
-        "eight": "ours, eight",
+        "one": f"ours, one, {precision}",
+        "eight": f"ours, eight, {precision}",
         "peer": "token by token, minGPT",
         "own": "the same, our network",
     }
@@ -106,15 +104,15 @@ def take_turns(rounds: int, threads: int, stretch: int, *, bf16: bool) -> dict[s
         print(f"{title:24}{medians[name]:10.1f}   {medians['peer'] / medians[name]:.2f} times", flush=True)
     figures = {f"seconds_{name}": round(value, 1) for name, value in medians.items()}
     for name in ("one", "eight"):
-        figures[f"ratio_{name}_fp32"] = round(medians["peer"] / medians[name], 2)
+        figures[f"ratio_{name}"] = round(medians["peer"] / medians[name], 2)
         figures[f"ratio_{name}_own"] = round(medians["own"] / medians[name], 2)
     return figures
 
 
-def our_drawing(threads: int, bf16: bool) -> Callable[[int, int], int]:
+def our_drawing(threads: int, precision: DrawingPrecision) -> Callable[[int, int], int]:
     """What draws some pictures with the noise of a round."""
     prepare_cpu(threads)
-    model = network().eval().for_drawing(torch.bfloat16 if bf16 else None)
+    model = network().eval().for_drawing(drawing_dtype(precision, "cpu"))
 
     def draw(count: int, number: int) -> int:
         noise = GumbelNoise(draws_of(number, range(count)))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.models.dropout import SampleDropout
+from stages.models.layers.packed_linear import PackedLinear, input_dtype
 from stages.models.priors.configs import GPTConfig
 from stages.models.priors.rotary import rotate
 
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         super().__init__()
         modern, width = config.form == "modern", config.width
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=not modern)
+        self.qkv: nn.Linear | PackedLinear = nn.Linear(width, 3 * width, bias=not modern)
         self.out = nn.Linear(width, width, bias=not modern)
         head_width = width // config.num_heads
         self.query_norm = RMSNorm(head_width) if modern else nn.Identity()
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self, x_NW: Tensor, rotation_2NR: Tensor | None, spans: Sequence[Span], layer: int, last_L: Tensor | None
     ) -> Tensor:
         """[N, W] -> [N, W] of spans that see what came before them; [L, W] of positions `last_L` alone if given."""
-        x_NW = x_NW.to(self.qkv.weight.dtype)
+        x_NW = x_NW.to(input_dtype(self.qkv))
         query_NHD, key_NHD, value_NHD = self._project(x_NW, rotation_2NR, last_L)
         query_counts = [span.count if last_L is None else 1 for span in spans]
         mixed = []
@@ -120,13 +121,9 @@ class Attention(nn.Module):
         self, x_NW: Tensor, rotation_2NR: Tensor | None, last_L: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (of `last_L` alone if given), keys and values [N, H, D]."""
-        W = x_NW.shape[1]
-        if last_L is None:
-            query_NW, key_NW, value_NW = self.qkv(x_NW).chunk(3, dim=1)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            query_NW = F.linear(x_NW[last_L], weight[:W], None if bias is None else bias[:W])
-            key_NW, value_NW = F.linear(x_NW, weight[W:], None if bias is None else bias[W:]).chunk(2, dim=1)
+        query_NW, key_NW, value_NW = self.qkv(x_NW).chunk(3, dim=1)
+        if last_L is not None:
+            query_NW = query_NW[last_L]
         query_NHD, key_NHD, value_NHD = (x.unflatten(1, (self.num_heads, -1)) for x in (query_NW, key_NW, value_NW))
         query_NHD, key_NHD = self.query_norm(query_NHD), self.key_norm(key_NHD)
         if rotation_2NR is not None:

@@ -10,7 +10,8 @@ from pipeline.errors import DataError
 from stages.data.tables import write_table
 from stages.models.priors.configs import GPTConfig, PriorDescription
 from stages.models.vocabulary import Segment
-from stages.sampling.requests import check_requests, list_requests, read_requests, slots_of
+from stages.sampling.requests import check_requests, list_requests, read_requests
+from stages.sampling.wanted import requested_slots
 
 
 def prior(*kinds: str) -> PriorDescription:
@@ -48,7 +49,7 @@ def test_csv_jsonl_and_parquet_say_the_same(tmp_path: Path) -> None:
 
 def test_noise_belongs_to_seed_and_copy_or_to_the_id(tmp_path: Path) -> None:
     asked = read_requests(write(tmp_path, "id,label,seed,count\na,cats,7,3\nb,dogs,7,1\nc,owls,,2\nd,owls,,1\n"))
-    slots = slots_of(asked, seed=11, keep=1)
+    slots = requested_slots(asked, seed=11, keep=1)
     assert [slot.key for slot in slots] == ["a-0", "a-1", "a-2", "b-0", "c-0", "c-1", "d-0"]
     assert [slot.sample_id for slot in slots] == list(range(7))
     assert [(slot.seed, slot.noise_id) for slot in slots[:4]] == [(7, 0), (7, 1), (7, 2), (7, 0)]
@@ -56,12 +57,12 @@ def test_noise_belongs_to_seed_and_copy_or_to_the_id(tmp_path: Path) -> None:
     assert slots[5].noise_id == slots[4].noise_id + 1
     assert abs(slots[6].noise_id - slots[4].noise_id) > 10
     assert max(slot.noise_id for slot in slots) < 2**63
-    alone = slots_of(asked[2:3], seed=11, keep=1)
+    alone = requested_slots(asked[2:3], seed=11, keep=1)
     assert [slot.noise_id for slot in alone] == [slots[4].noise_id, slots[5].noise_id]
 
 
 def test_copies_that_are_chosen_together_share_their_noise(tmp_path: Path) -> None:
-    slots = slots_of(read_requests(write(tmp_path, "id,seed,count\na,7,5\n")), seed=0, keep=2)
+    slots = requested_slots(read_requests(write(tmp_path, "id,seed,count\na,7,5\n")), seed=0, keep=2)
     assert [(slot.noise_id, slot.rank, slot.group) for slot in slots] == [
         (0, 0, 0),
         (0, 1, 0),

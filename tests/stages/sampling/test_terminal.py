@@ -97,7 +97,7 @@ def test_boxes_are_named_with_their_edges(tmp_path: Path) -> None:
         (("draw", "{bundle}", "--label", "owl"), 2, "error: label 'owl' is unknown; did you mean 'owls'?"),
         (("draw", "{bundle}", "--size", "big"), 2, "error: --size big: write height x width in pixels"),
         (("draw", "{bundle}", "--box", "dog,1"), 2, "error: --box dog,1: write NAME,LEFT,TOP,RIGHT,BOTTOM"),
-        (("draw", "{bundle}", "--precision", "fp8"), 2, "error: precision 'fp8': choose auto, fp32, bf16, fp64"),
+        (("draw", "{bundle}", "--precision", "fp8"), 2, "error: precision 'fp8': choose auto, fp32, bf16, fp16, fp64"),
         (("draw", "{bundle}", "--device", "abacus"), 2, "error: device 'abacus' cannot be used here"),
         (("draw", "/nowhere"), 2, "error: there is no folder /nowhere"),
         (("complete", "{bundle}", "/nowhere.png"), 3, "error: picture /nowhere.png cannot be read"),
