@@ -87,6 +87,16 @@ class Folder:
             found = (name for name, _ in remote.listing(self.url))
         return sorted(name for name in found if TEMPORARY not in name)
 
+    def listing(self) -> Iterator[tuple[str, int, str]]:
+        """Yield (relative name, bytes, stamp) of all objects below a URL; a stamp changes when the content does."""
+        for name, facts in remote.listing(self.url):
+            yield name, facts.bytes, facts.stamp
+
+    def stamp(self, name: str) -> tuple[int, str] | None:
+        """Return (bytes, stamp) of an object, None where there is none."""
+        found = remote.facts(self._url(name))
+        return (found.bytes, found.stamp) if found else None
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError."""
         if self.is_local:
@@ -260,6 +270,18 @@ class StoredFile:
     def is_local(self) -> bool:
         """Whether it lies on this machine's file systems."""
         return self.folder.is_local
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes. Raises FileNotFoundError."""
+        size = self.known.bytes if self.known else self.folder.size(self.name)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self))
+        return size
+
+    def beside(self, suffix: str) -> StoredFile:
+        """Return the file of this name with another ending."""
+        return StoredFile(self.folder, self.name.removesuffix(Path(self.name).suffix) + suffix)
 
     def held(self) -> contextlib.AbstractContextManager[Path]:
         """Within the block, a local path of it."""

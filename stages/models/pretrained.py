@@ -40,6 +40,12 @@ def _is_home(home: Folder, part: Part) -> bool:
     return (b'"tokenizer"' in home.read(CONFIG)) == (part == "prior")
 
 
+def fetched(home: Folder) -> Path:
+    """The local path of a model's folder, wherever it lies; for the process that loads it."""
+    home.local(WEIGHTS)
+    return home.local(CONFIG).parent
+
+
 def is_foreign(place: str) -> bool:
     """Whether this is a checkpoint file of taming-transformers rather than a folder of ours."""
     return place.endswith((".ckpt", ".pt", ".pth"))
