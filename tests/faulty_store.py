@@ -53,6 +53,11 @@ class FaultyStore(MemoryFileSystem):
             found["ETag"] = f'"{hashlib.md5(data).hexdigest()}"'
         return found
 
+    def find(self, path: str, *args: Any, detail: bool = False, **options: Any) -> Any:
+        self._note("find", path)
+        names = super().find(path, *args, **options)
+        return {name: self.info(name) for name in names} if detail else names
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         self._note("range" if start is not None else "cat", path)
         return bytes(super().cat_file(path, start, end))
