@@ -34,6 +34,7 @@ class ObjectStore:
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    buckets: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         names = [name for service in SERVICES for name in (f"{service}.port", f"{service}.port.grpc")]
@@ -72,9 +73,11 @@ class ObjectStore:
                 cwd=self.folder,
             )
         deadline = time.monotonic() + seconds
-        for place in ("ready-probe", *buckets):
-            self._put(place, b"", deadline)
-        self._put("ready-probe/written", b"1", deadline)
+        for bucket in {"ready-probe", *buckets} - self.buckets:  # one that is there would be refused
+            self._put(bucket, b"", deadline)
+            self.buckets.add(bucket)
+        for bucket in self.buckets:
+            self._put(f"{bucket}/ready", b"1", deadline)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
@@ -100,9 +103,7 @@ class ObjectStore:
             try:
                 with urllib.request.urlopen(request, timeout=10):
                     return
-            except urllib.error.HTTPError as error:
-                if error.code == 409:  # the bucket is there from before
-                    return
+            except urllib.error.HTTPError:
                 if time.monotonic() > deadline:
                     raise
             except OSError:
