@@ -71,6 +71,8 @@ class ObjectStore:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                # From keys in its environment the server would make its only user, and refuse all others.
+                env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
             )
         deadline = time.monotonic() + seconds
         for bucket in {"ready-probe", *buckets} - self.buckets:  # one that is there would be refused
