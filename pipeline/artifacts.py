@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.manifest import MANIFEST, FileEntry, UnitRecord
-from pipeline.storage import Folder, canonical_json, content_hash
+from pipeline.storage import Folder, StoredFile, canonical_json
 from pipeline.units import UnitStore
 
 Metrics = dict[str, float | int | str]
@@ -87,16 +88,27 @@ class Artifact:
         return (*self.own_files, *(entry for unit in self.units for entry in unit.files))
 
     @cached_property
-    def _home(self) -> dict[str, Folder]:
-        return {entry.path: self.store.folder_of(unit.key) for unit in self.units for entry in unit.files}
+    def _stored(self) -> dict[str, StoredFile]:
+        of_units = [(self.store.folder_of(unit.key), entry) for unit in self.units for entry in unit.files]
+        own = [(self.folder, entry) for entry in self.own_files]
+        return {entry.path: home.file(entry.path, entry) for home, entry in [*of_units, *own]}
+
+    def file(self, path: str) -> StoredFile:
+        """Return a reference to one of the files, e.g. `train-000003.tar`, for units and readers on any machine."""
+        return self._stored.get(path) or self.folder.file(path)
 
     def local(self, path: str) -> Path:
-        """Return a local path of one of the files, e.g. `model.safetensors` or `train-000003.tar`."""
-        return self._home.get(path, self.folder).local(path)
+        """Return a local path of one of the files, e.g. `model.safetensors`, there as long as this process lives."""
+        stored = self.file(path)
+        return stored.folder.local(path, stored.known)
+
+    def held(self, path: str) -> AbstractContextManager[Path]:
+        """Within the block, a local path of one of the files: for going through many of them."""
+        return self.file(path).held()
 
     def read_json(self, path: str) -> Any:
         """Return the value of one of its JSON files."""
-        return json.loads(self.local(path).read_bytes())
+        return json.loads(self.file(path).folder.read(path))
 
     def unit_files(self, suffix: str) -> list[tuple[UnitRecord, FileEntry]]:
         """Return (unit, file) of the unit files whose name ends so, in the order of the units."""
@@ -106,9 +118,9 @@ class Artifact:
         """Re-hash all files; return a line for each that is missing or differs."""
         complaints = []
         for entry in self.files:
-            home = self._home.get(entry.path, self.folder)
-            if home.size(entry.path) is None:
-                complaints.append(f"{home}/{entry.path} is missing")
-            elif content_hash(home.local(entry.path)) != entry.sha256:
-                complaints.append(f"{home}/{entry.path} differs from what was written")
+            stored = self.file(entry.path)
+            if stored.folder.size(entry.path) is None:
+                complaints.append(f"{stored} is missing")
+            elif stored.folder.hash_of(entry.path) != entry.sha256:
+                complaints.append(f"{stored} differs from what was written")
         return complaints

@@ -77,8 +77,7 @@ class Output:
         `gpu=False` is for work that never uses one and should spread over the CPU cores of a GPU cluster.
         """
         assert len({unit.name for unit in units}) == len(units), "unit names must differ"
-        found = {} if self.fresh else {unit.name: self.store.find(unit) for unit in units}
-        finished = {name: record for name, record in found.items() if record is not None}
+        finished = {} if self.fresh else self.store.find_all(units)
         self.units_reused += len(finished)
         missing = [unit for unit in units if unit.name not in finished]
         made = runtime.map_units(

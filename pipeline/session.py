@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -22,7 +22,8 @@ from pipeline.runner import Decision, Outcome, Runner, verify
 from pipeline.runtime import LocalRuntime, Runtime
 from pipeline.signals import listening
 from pipeline.stage import Stage, select
-from pipeline.storage import Folder
+from pipeline.storage import Folder, retries
+from pipeline.storage.beside import kept_beside
 from pipeline.tracking import MlflowTracker, NullTracker, Tracker, tracking_uri
 from pipeline.workdir import Workdir
 
@@ -68,6 +69,7 @@ def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Se
     """Do what was asked and return the exit code; a user's mistake ends in a message, never in a traceback."""
     logging.getLogger("pipeline").addHandler(logging.NullHandler())  # until the log file is open
     screen = Screen.open()
+    retries.announce = lambda message: screen.line(f"note: {message}", style="yellow")
     log_path: Path | None = None
     try:
         if options.runtime not in ("ray", "local"):
@@ -79,11 +81,12 @@ def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Se
         if options.status or options.verify or options.dry_run:
             _look(options, runner, selected, force)
             return 0
-        with runner.workdir.locked():
+        with runner.workdir.locked(runner.announce):
             if any(runner.decide(stage, stage.name in force).artifact is None for stage in _chosen(runner, selected)):
                 runner.workdir.folder.sweep()
                 log_path = _open_log(runner.workdir.folder)
-                _run(options, config, runner, selected, force)
+                with _copied(log_path, runner.workdir.folder):
+                    _run(options, config, runner, selected, force)
             else:
                 _summary(runner, runner.run(selected))
         return 0
@@ -143,12 +146,16 @@ def _tracker(options: Options, config: TrackingConfig, runner: Runner) -> Tracke
     if not options.tracking:
         return NullTracker()
     home = runner.workdir.folder
-    return MlflowTracker(tracking_uri(config.uri, home), config.experiment, home / "mlflow", runner.announce)
+    if config.uri is None and not home.is_local:
+        runner.announce(f"the workdir is not on this machine: MLflow's SQLite and files are in {kept_beside(home)}")
+    return MlflowTracker(
+        tracking_uri(config.uri, home), config.experiment, kept_beside(home) / "mlflow", runner.announce
+    )
 
 
 def _open_log(home: Folder) -> Path:
-    """Send the logs of this run to a file of its own; a workdir behind a URL gets it in the temporary folder."""
-    folder = home.path / "logs" if home.is_local else Path(tempfile.mkdtemp(prefix="smalti-logs-"))
+    """Send the logs of this run to a file of its own; a workdir behind a URL gets a copy when the run ends."""
+    folder = kept_beside(home).path / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / time.strftime("run-%Y%m%d-%H%M%S.log")
     logging.basicConfig(
@@ -159,6 +166,17 @@ def _open_log(home: Folder) -> Path:
     logging.captureWarnings(capture=True)
     logging.raiseExceptions = False  # a log that cannot be written must not bury the message of why
     return path
+
+
+@contextlib.contextmanager
+def _copied(log_path: Path, home: Folder) -> Iterator[None]:
+    """After the block, however it ended, copy the log into a workdir behind a URL if that answers."""
+    try:
+        yield
+    finally:
+        if not home.is_local:
+            with contextlib.suppress(UserError, OSError), retries.patience_of(10):
+                home.write(f"logs/{log_path.name}", log_path.read_bytes())
 
 
 def _look(options: Options, runner: Runner, selected: Sequence[str], force: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
+from pipeline.storage.beside import kept_beside
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,15 +86,8 @@ class NullTracker:
 
 
 def tracking_uri(uri: str | None, workdir: Folder) -> str:
-    """Return the tracking URI: the given one, or SQLite inside a local workdir."""
-    if uri is not None:
-        return uri
-    if not workdir.is_local:
-        raise ConfigError(
-            f"workdir {workdir} is not on this machine, so MLflow's default SQLite cannot lie there: "
-            "set tracking.uri to a tracking server, or run with --no-tracking"
-        )
-    return f"sqlite:///{workdir.url}/mlflow.db"
+    """Return the tracking URI: the given one, or SQLite inside a local workdir, or beside one behind a URL."""
+    return uri if uri is not None else f"sqlite:///{kept_beside(workdir).url}/mlflow.db"
 
 
 @dataclass

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.errors import WorkdirBusy
 from pipeline.manifest import MANIFEST
 from pipeline.stage import Stage
 from pipeline.storage import Folder, explaining
+from pipeline.storage.lease import leased
 from pipeline.units import UnitStore
 
 LATEST = "latest.json"
@@ -82,13 +83,15 @@ class Workdir:
         self.artifact_folder(stage, fingerprint).write_json(ATTEMPT, attempt)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, announce: Callable[[str], None] = lambda message: None) -> Iterator[None]:
         """Hold the workdir alone. Raises WorkdirBusy naming host, pid and since when.
 
-        The kernel lets go of the lock when the process ends, however it ends. A workdir behind a URL has no lock.
+        The kernel lets go of the lock when the process ends, however it ends. A workdir behind a URL is held by a
+        lease, which ends a minute after its holder did; `announce` tells what a newcomer waits for.
         """
         if not self.folder.is_local:
-            yield
+            with leased(self.folder.url, announce):
+                yield
             return
         with explaining(str(self.folder)):
             self.folder.path.mkdir(parents=True, exist_ok=True)

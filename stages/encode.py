@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from pipeline.config import StrictModel
 from pipeline.errors import DataError
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
+from pipeline.storage import Folder
 from pipeline.units import Unit, Worker
 from stages.data.condition_config import ClassCondition, Conditions
 from stages.encoding.segments import Known, segments_of
@@ -94,8 +94,8 @@ def encode(
         for split in ("train", "val")
         for shard in open_split(shards, split)
     ]
-    map_folder = _local_folder(cond_tokenizer) if cond_tokenizer else None
-    make_worker = functools.partial(load_encoder, _local_folder(tokenizer), map_folder, captions, box_codes)
+    map_folder = cond_tokenizer.folder if cond_tokenizer else None
+    make_worker = functools.partial(load_encoder, tokenizer.folder, map_folder, captions, box_codes)
     started = time.monotonic()
     records = output.map_units(make_worker, units, runtime, label="encode")
     seconds = time.monotonic() - started
@@ -118,25 +118,21 @@ def encode(
 
 
 def load_encoder(
-    folder: Path, map_folder: Path | None, captions: str | None, box_codes: BoxCodes | None, device: str
+    folder: Folder, map_folder: Folder | None, captions: str | None, box_codes: BoxCodes | None, device: str
 ) -> Worker:
     """Load the tokenizers once; return the worker that encodes one shard at a time."""
     from stages.data.captions import Captions
     from stages.encoding.shard_encoder import ShardEncoder
+    from stages.models.pretrained import fetched
     from stages.models.tokenizer import Tokenizer
 
     return ShardEncoder(
         device,
-        Tokenizer.load(folder, device),
-        Tokenizer.load(map_folder, device) if map_folder else None,
+        Tokenizer.load(fetched(folder), device),
+        Tokenizer.load(fetched(map_folder), device) if map_folder else None,
         Captions(captions) if captions else None,
         box_codes,
     )
-
-
-def _local_folder(tokenizer: Artifact) -> Path:
-    tokenizer.local("config.json")
-    return tokenizer.local("model.safetensors").parent
 
 
 def _learn_captions(config: EncodeWork, shards: Artifact, output: Output) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -15,6 +14,7 @@ from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.manifest import UnitRecord
 from pipeline.output import Output
+from pipeline.storage import Folder
 from pipeline.units import Unit
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def evaluate(
     units += told.units(splits, {**seen, "batch_size": config.batch_size}, config.seed)
     seeing = {name: corpus[name] for name in ("image_size", "channels")} | {"batch_size": config.batch_size}
     units += told.window_units(splits, seeing, tokenizer.digest)
-    worker = functools.partial(load_measurer, _local_folder(tokenizer), _local_folder(prior))
+    worker = functools.partial(load_measurer, tokenizer.folder, prior.folder)
     records = output.map_units(worker, units, runtime, label="evaluate")
     arrays = [(record.name, unit_arrays(output, record)) for record in records]
     measured = Measured.join(arrays, listing)
@@ -99,16 +99,12 @@ def evaluate(
     return _write(config, splits, measured, obedience, examples, inputs, output, rebuilt)
 
 
-def _local_folder(artifact: Artifact) -> Path:
-    artifact.local("config.json")  # behind a URL, both must be fetched
-    return artifact.local("model.safetensors").parent
-
-
-def load_measurer(tokenizer_folder: Path, prior_folder: Path, device: str) -> Worker:
+def load_measurer(tokenizer_folder: Folder, prior_folder: Folder, device: str) -> Worker:
     """Return the worker that makes units of evaluation; it loads networks when it first needs them."""
     from stages.metrics.measure import Measurer
+    from stages.models.pretrained import fetched
 
-    return Measurer(tokenizer_folder, prior_folder, device)
+    return Measurer(fetched(tokenizer_folder), fetched(prior_folder), device)
 
 
 def _check(
@@ -184,7 +180,7 @@ def _units(
                 "rows": rows[unit.name.partition("-")[0]],
                 "batch_size": config.batch_size,
             }
-            units.append(Unit(f"likelihood-{unit.name}", recipe, {"table": tokens.local(entry.path)}))
+            units.append(Unit(f"likelihood-{unit.name}", recipe, {"table": tokens.file(entry.path)}))
     return units
 
 
@@ -229,5 +225,7 @@ def unit_arrays(output: Output, record: UnitRecord) -> dict[str, Any]:
     """The arrays of a finished unit."""
     from safetensors.numpy import load_file
 
-    arrays: dict[str, Any] = load_file(output.store.folder_of(record.key).local(record.files[0].path))
+    entry = record.files[0]
+    with output.store.folder_of(record.key).held(entry.path, entry) as path:
+        arrays: dict[str, Any] = load_file(path)
     return arrays

@@ -13,6 +13,7 @@ from pipeline.artifacts import Artifact, Metrics, Source
 from pipeline.errors import StageError
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
+from pipeline.storage import Folder
 from pipeline.units import Unit, Worker
 from stages.sampling.sample_config import SampleConfig
 
@@ -56,7 +57,7 @@ def sample(
             f"raising it later draws the last {config.num_samples % config.samples_per_unit} again"
         )
     scorer_folder = check_scorer(config, described, orders)
-    make_worker = functools.partial(load_drawer, config, _local_folder(tokenizer), _local_folder(prior), scorer_folder)
+    make_worker = functools.partial(load_drawer, config, tokenizer.folder, prior.folder, scorer_folder)
     digests = {"tokenizer": tokenizer.digest, "prior": prior.digest}
     units = orders.units({**config.drawing(), **digests} | ({"scorer": scorer.digest} if scorer else {}))
     started = time.monotonic()
@@ -73,7 +74,7 @@ def sample(
 
 
 def load_drawer(
-    config: SampleConfig, tokenizer_folder: Path, prior_folder: Path, scorer_folder: Path | None, device: str
+    config: SampleConfig, tokenizer_folder: Folder, prior_folder: Folder, scorer_folder: Folder | None, device: str
 ) -> Worker:
     """Load tokenizer, prior and scorer once; return the worker that draws one unit at a time."""
     from stages.sampling.filters import LogitFilter
@@ -89,14 +90,13 @@ def load_drawer(
         config.batch_size,
         config.threads,
         config.select,
-        load_scorer_of(config.select, scorer_folder, device, config.batch_size) if config.select else None,
+        load_scorer_of(config.select, _fetched(scorer_folder), device, config.batch_size) if config.select else None,
     )
 
 
-def check_scorer(config: SampleConfig, prior: PriorDescription, orders: Orders) -> Path | None:
-    """The local folder of the scorer's files, if there is one. Raises ConfigError where it cannot score the orders."""
-    from pipeline.storage import Folder
-    from stages.models.scorers.description import list_scorer, read_description
+def check_scorer(config: SampleConfig, prior: PriorDescription, orders: Orders) -> Folder | None:
+    """The folder of the scorer's files, if there is one. Raises ConfigError where it cannot score the orders."""
+    from stages.models.scorers.description import read_description
     from stages.sampling.selection_config import check_selection
 
     if config.select is None or config.select.kind == "likelihood":
@@ -110,7 +110,16 @@ def check_scorer(config: SampleConfig, prior: PriorDescription, orders: Orders) 
         names_classes=orders.names_classes,
         names_captions=orders.names_captions,
     )
-    paths = [folder.local(entry.path) for entry in list_scorer(config.select.path)]
+    return folder
+
+
+def _fetched(scorer: Folder | None) -> Path | None:
+    """The local path of a scorer's folder, wherever it lies; for the process that loads it."""
+    if scorer is None:
+        return None
+    from stages.models.scorers.description import list_scorer
+
+    paths = [scorer.local(entry.path) for entry in list_scorer(scorer.url)]
     return paths[0].parent
 
 
@@ -151,11 +160,6 @@ def _draw_told(prior: PriorDescription, orders: Orders, tokens: Artifact, maps: 
         return pictures.draw(target, None if boxes_NL is None else boxes_NL[number].tolist(), side)
 
     return draw
-
-
-def _local_folder(artifact: Artifact) -> Path:
-    artifact.local("config.json")
-    return artifact.local("model.safetensors").parent
 
 
 def _write_grid(

@@ -100,18 +100,18 @@ def shard(config: ShardConfig, *, source: Source, output: Output, runtime: Bound
     return made.describe(output, rejects)
 
 
-def make_packer(config: ShardConfig, root: Path | None, device: str) -> Worker:
+def make_packer(config: ShardConfig, root: Path | Folder | None, device: str) -> Worker:
     """Build the worker that makes shards; it runs on CPUs whatever the device."""
     from stages.data.digits import read_digit
     from stages.data.images import Preparation
-    from stages.data.packing import FileReader, Packer
+    from stages.data.packing import Packer, reader_of
     from stages.data.photographs import read_photograph
     from stages.data.sources import source_root
 
     keys = ("image_size", "channels", "crop", "min_size", "max_pixels", "frames")
     preparation = Preparation(**{key: getattr(config, key) for key in keys})
     tables = {"mnist": read_digit, "photographs": read_photograph}  # what is no file of its own
-    read = tables.get(config.source.kind) or FileReader(root or source_root(config.source))
+    read = tables.get(config.source.kind) or reader_of(root or source_root(config.source))
     return Packer(read, preparation, config.image_format, config.alpha)
 
 
@@ -230,15 +230,13 @@ class _Made:
         self, output: Output, dataset: Mapping[str, Any], tombstones: Mapping[str, Sequence[str]]
     ) -> bytes:
         from stages.data.contact_sheet import choose_pictures, draw_contact_sheet
-        from stages.data.shards import Shard
+        from stages.data.shards import Shard, place_of
 
         shards = []
         for record in self.records:
             if record.name.startswith("train-"):
-                home = output.store.folder_of(record.key)
-                paths: list[Path] = [home.local(entry.path) for entry in record.files]
-                tar = next(path for path in paths if path.suffix == ".tar")
-                shards.append(Shard(record.name, tar, record.digest, frozenset(tombstones.get(record.name, ()))))
+                tar, gone = place_of(output.store, record), frozenset(tombstones.get(record.name, ()))
+                shards.append(Shard(record.name, tar, record.digest, gone))
         size, classes = self.config.image_size, self.plan.classes
         shown = classes[:: -(-len(classes) // 24)] if len(classes) > 24 else classes
         chosen = choose_pictures(shards, len(classes), each=12)

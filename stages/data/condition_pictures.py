@@ -32,7 +32,7 @@ class ConditionPictures:
         shelf, num_labels = None, None
         if maps is not None:
             seed = int(tokens.recipe["config"].get("seed", 0))
-            shelf = MapShelf(open_split(maps, "val"), 3, tokens.read_json("tokens.json")["image_size"], seed)
+            shelf = MapShelf(open_split(maps, "val"), 3, tokens.read_json("tokens.json")["image_size"], seed, few=True)
             num_labels = maps.read_json("dataset.json").get("labels")
         return cls(shelf, num_labels, BoxCodes.of(tokens))
 

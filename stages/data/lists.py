@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import SourceFile
 from pipeline.errors import DataError
-from pipeline.storage import content_hash
+from pipeline.storage import Folder, content_hash
 from stages.data.boxes import parse_boxes
 from stages.data.pictures import UNLABELLED, MapFile, Picture
+from stages.data.places import find_object, list_folder, split_place
 from stages.data.rows import read_rows
 
 MAPS = ("segmentation", "depth", "pose")
@@ -20,9 +25,56 @@ COLUMNS = ("path", "label", "caption", "group", *MAPS, "boxes")
 _MAX_LABEL = 100
 
 
-def list_files(path: Path) -> Iterator[SourceFile]:
+@dataclass(frozen=True)
+class _Place:
+    """A list file and those beside it, on a disk or behind a URL."""
+
+    folder: Folder
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    @contextmanager
+    def read(self) -> Iterator[Path]:
+        """Yield a local path of the list file; what a DataError says of that is said of the place."""
+        with self.folder.held(self.name) as path:
+            try:
+                yield path
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), str(self))) from None
+
+    def itself(self) -> SourceFile:
+        """The list file, stamped with its content's hash. Raises DataError where there is none."""
+        missing = f"source list {self} does not exist: set shard.source.path to a .csv, .jsonl or .parquet file"
+        if self.folder.is_local and not (self.folder.path / self.name).is_file():
+            raise DataError(missing)
+        try:
+            with self.folder.held(self.name) as path:
+                return SourceFile(self.name, path.stat().st_size, f"sha256:{content_hash(path)}")
+        except FileNotFoundError:
+            raise DataError(missing) from None
+
+    def named(self, name: str) -> SourceFile:
+        """A file that the list names. Raises OSError where there is none."""
+        if self.folder.is_local and "://" not in name:
+            status = (self.folder.path / name).stat()
+            return SourceFile(name, status.st_size, str(status.st_mtime_ns))
+        found = self._beside.get(name) or find_object(self.folder, name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object")
+        return found
+
+    @cached_property
+    def _beside(self) -> dict[str, SourceFile]:
+        """All that lies beside a list behind a URL: one listing is much less to ask for than each file."""
+        return {} if self.folder.is_local else {file.path: file for file in list_folder(self.folder)}
+
+
+def list_files(place: str | Path) -> Iterator[SourceFile]:
     """Yield the list file (stamped with its content's hash) and all files it names. Raises DataError."""
-    yield _list_file(path)
+    path = _Place(*split_place(place))
+    yield path.itself()
     listed: set[str] = set()
     for where, row in _rows(path):
         for what in ("path", *MAPS):
@@ -31,23 +83,23 @@ def list_files(path: Path) -> Iterator[SourceFile]:
                 continue
             listed.add(name)
             try:
-                status = (path.parent / name).stat()
+                yield path.named(name)
             except OSError as error:
                 raise DataError(
                     f"{path}, {where}: {'picture' if what == 'path' else what} {name!r} cannot be read at "
-                    f"{path.parent / name} ({error.strerror}): correct the path (relative ones start at the list "
-                    "file) or remove the row"
+                    f"{_shown(path.folder, name)} ({error.strerror}): correct the path (relative ones start at the "
+                    "list file) or remove the row"
                 ) from None
-            yield SourceFile(name, status.st_size, str(status.st_mtime_ns))
 
 
-def list_pictures(path: Path, listing: Iterable[SourceFile]) -> list[Picture]:
+def list_pictures(place: str | Path, listing: Iterable[SourceFile]) -> list[Picture]:
     """Join the rows of a list file with a listing of it. Raises DataError where it changed since."""
+    path = _Place(*split_place(place))
     files = {file.path: file for file in listing}
     known = files.pop(path.name, None)
     rows = list(_rows(path))
     named = {row[what] for _, row in rows for what in ("path", *MAPS) if row.get(what)}
-    if known != _list_file(path) or named != set(files):
+    if known != path.itself() or named != set(files):
         raise DataError(f"{path} changed while the run was reading it: run the same command again")
     pictures = []
     for _, row in rows:
@@ -64,14 +116,17 @@ def _map_file(kind: str, file: SourceFile) -> MapFile:
     return MapFile(kind, file.path, file.bytes, file.stamp)
 
 
-def _list_file(path: Path) -> SourceFile:
-    if not path.is_file():
-        raise DataError(f"source list {path} does not exist: set shard.source.path to a .csv, .jsonl or .parquet file")
-    return SourceFile(path.name, path.stat().st_size, f"sha256:{content_hash(path)}")
+def _shown(folder: Folder, name: str) -> str:
+    return str(folder.path / name) if folder.is_local and "://" not in name else f"{folder}/{name}"
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(place: _Place) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("line 7", checked row). Raises DataError naming line and value of the first mistake."""
+    with place.read() as path:
+        yield from _checked_rows(path)
+
+
+def _checked_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: dict[str, str] = {path.name: "the list itself"}
     rows = read_rows(path, "source list", COLUMNS)
     for where, raw in rows:

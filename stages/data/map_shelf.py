@@ -28,6 +28,8 @@ class MapShelf:
     """Side in pixels of windows."""
     seed: int
     """Of the windows."""
+    few: bool = False
+    """Whether only some of the maps will be read."""
 
     def read(self, target: Target) -> Picture:
         """The map [size, size, C]."""
@@ -39,5 +41,5 @@ class MapShelf:
 
     @cached_property
     def _places(self) -> dict[str, tuple[ShardReader, int]]:
-        readers = [ShardReader(shard) for shard in self.shards]
+        readers = [ShardReader(shard, few=self.few) for shard in self.shards]
         return {row["key"]: (reader, place) for reader in readers for place, row in enumerate(reader.table)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.storage import Folder
 from pipeline.units import Unit
 from stages.data.boxes import prepare_boxes
 from stages.data.images import ImageFormat, Preparation, Rejected, encode_image, open_image, prepare, upright_size
 from stages.data.map_files import prepare_alpha, prepare_map
 from stages.data.pictures import Box
+from stages.data.places import located
 from stages.data.shards import Sample, sample_key, write_shard
 
 ReadPicture = Callable[[str, int, str], bytes]
@@ -28,21 +31,57 @@ class FileReader:
 
     def __call__(self, path: str, size: int, stamp: str) -> bytes:
         """Return a file's bytes. Raises DataError where it is not the listed one, Rejected where it is unreadable."""
+        if "://" in path:  # a list on a disk may name what is not
+            return ObjectReader(Folder.at(self.root))(path, size, stamp)
         place = self.root / path
         try:
             with place.open("rb") as file:
                 data = file.read()
                 modified = str(os.fstat(file.fileno()).st_mtime_ns)
         except FileNotFoundError:
-            raise DataError(
-                f"{place} is gone: if it vanished during this run, run the same command again; if it was removed "
-                "after its shard was made and that shard is lost, redo it with --force shard"
-            ) from None
+            raise DataError(_gone(place)) from None
         except OSError as error:
             raise Rejected("unreadable", f"the file cannot be read ({error.strerror})") from None
         if len(data) != size or (stamp.isdecimal() and stamp != modified):
-            raise DataError(f"{place} changed while the run was reading it: run the same command again")
+            raise DataError(_changed(place))
         return data
+
+
+@dataclass(frozen=True)
+class ObjectReader:
+    """Reads listed objects below a folder behind a URL."""
+
+    root: Folder
+
+    def __call__(self, path: str, size: int, stamp: str) -> bytes:
+        """Return an object's bytes. Raises DataError where it is not the listed one, StorageError if it is refused."""
+        folder, name = located(self.root, path)
+        try:
+            data = folder.read(name)
+        except FileNotFoundError:
+            raise DataError(_gone(f"{folder}/{name}")) from None
+        # The entity tag of most objects is the MD5 of their bytes; where it is another, the store is asked again.
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != stamp and folder.stamp(name) != (size, stamp):
+            raise DataError(_changed(f"{folder}/{name}"))
+        if len(data) != size:
+            raise DataError(_changed(f"{folder}/{name}"))
+        return data
+
+
+def reader_of(root: Path | Folder) -> ReadPicture:
+    """What reads the files below a root."""
+    return ObjectReader(root) if isinstance(root, Folder) else FileReader(root)
+
+
+def _gone(place: object) -> str:
+    return (
+        f"{place} is gone: if it vanished during this run, run the same command again; if it was removed "
+        "after its shard was made and that shard is lost, redo it with --force shard"
+    )
+
+
+def _changed(place: object) -> str:
+    return f"{place} changed while the run was reading it: run the same command again"
 
 
 @dataclass(frozen=True)

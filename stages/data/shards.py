@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pipeline.errors import DataError
-from pipeline.storage import canonical_json
+from pipeline.storage import StoredFile, canonical_json
 from stages.data.images import image_dimensions, image_extension
 from stages.data.pictures import Box
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
+    from pipeline.manifest import UnitRecord
+    from pipeline.units import UnitStore
 
 MAP_EXTENSIONS = {"segmentation": "seg.png", "depth": "depth.png", "pose": "pose.png", "alpha": "alpha.png"}
 """Of the members that are maps, by kind."""
@@ -62,7 +64,8 @@ class Shard(os.PathLike[str]):
     """A shard of a finished artifact, as readers take it. Usable wherever a path of its tar is."""
 
     name: str
-    path: Path
+    path: Path | StoredFile
+    """Of its tar; table and index lie beside it."""
     digest: str
     """Changes when the bytes or the tombstones change: address what is derived from a shard by this."""
     tombstones: frozenset[str] = frozenset()
@@ -80,12 +83,17 @@ def open_split(artifact: Artifact, split: Literal["train", "val", "sample"]) -> 
     for unit, entry in artifact.unit_files(".tar"):
         # A unit may hold more pictures beside its shard, under other names.
         if unit.name.startswith(f"{split}-") and entry.path == f"{unit.name}.tar":
-            for companion in unit.files:  # behind a URL all three must be fetched before the reader looks for them
-                artifact.local(companion.path)
             keys = frozenset(removed.get(unit.name, ()))
             marked = hashlib.sha256(canonical_json([unit.digest, sorted(keys)]).encode()).hexdigest()
-            shards.append(Shard(unit.name, artifact.local(entry.path), marked if keys else unit.digest, keys))
+            shards.append(Shard(unit.name, place_of(artifact.store, unit), marked if keys else unit.digest, keys))
     return shards
+
+
+def place_of(store: UnitStore, unit: UnitRecord) -> Path | StoredFile:
+    """Where the tar of a finished unit lies: a path on a disk, a reference behind a URL, both good on any machine."""
+    home, entries = store.folder_of(unit.key), {entry.path: entry for entry in unit.files}
+    tar = f"{unit.name}.tar"
+    return home.path / tar if home.is_local else home.file(tar, entries[tar])
 
 
 def sample_key(path: str) -> str:
@@ -134,9 +142,11 @@ class ShardReader:
     parses as a tar, so its size and count are checked when it is opened, and a picture's hash whenever it is read.
     """
 
-    def __init__(self, shard: Shard | Path) -> None:
-        self.path = Path(shard)
+    def __init__(self, shard: Shard | StoredFile | Path, *, few: bool = False) -> None:
+        """`few`: only some samples will be read; of a shard behind a URL no more than these is fetched."""
+        self.path = shard.path if isinstance(shard, Shard) else shard
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
+        self.few = few
 
     def __len__(self) -> int:
         return len(self.table)
@@ -161,7 +171,7 @@ class ShardReader:
         row = self.table[i]
         extension = next(ext for ext in IMAGE_EXTENSIONS if ext in row["members"])
         offset, size = row["members"][extension]
-        image = os.pread(self._descriptor, size, offset)  # has no position that forked processes would share
+        image = self._read(offset, size)
         if hashlib.sha256(image).hexdigest() != row["sha256"]:
             raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {_REMEDY}")
         return image
@@ -176,7 +186,7 @@ class ShardReader:
                 "another condition"
             )
         offset, size = member
-        data = os.pread(self._descriptor, size, offset)
+        data = self._read(offset, size)
         if hashlib.sha256(data).hexdigest() != row["maps"][kind]:
             raise DataError(f"{self.path}: the {kind} map of {row['key']} is damaged: {_REMEDY}")
         return data
@@ -188,19 +198,32 @@ class ShardReader:
             self._closing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "tombstones": self.tombstones}
+        return {"path": self.path, "tombstones": self.tombstones, "few": self.few}
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if self.few and isinstance(self.path, StoredFile):
+            return self.path.read_range(offset, size)
+        return os.pread(self._descriptor, size, offset)  # has no position that forked processes would share
 
     @cached_property
     def _descriptor(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags) if isinstance(self.path, Path) else self.path.open()
         self._closing = weakref.finalize(self, os.close, descriptor)
         return descriptor
 
+    def _beside(self, suffix: str) -> bytes:
+        """The content of a file beside the tar."""
+        if isinstance(self.path, Path):
+            return self.path.with_suffix(suffix).read_bytes()
+        with self.path.beside(suffix).held() as path:
+            return path.read_bytes()
+
     def _read_table(self) -> list[dict[str, Any]]:
         try:
-            rows: list[dict[str, Any]] = json.loads(self.path.with_suffix(".json").read_bytes())
-            index = self.path.with_suffix(".idx").read_text(encoding="ascii").splitlines()
-            size = self.path.stat().st_size
+            rows: list[dict[str, Any]] = json.loads(self._beside(".json"))
+            index = self._beside(".idx").decode("ascii").splitlines()
+            size = self.path.stat().st_size if isinstance(self.path, Path) else self.path.size
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: the shard cannot be read ({error}): {_REMEDY}") from None
         if index[:1] != [f"{INDEX_VERSION} {len(rows)}"] or len(index) != len(rows) + 1:

@@ -13,7 +13,9 @@ from pydantic import Field
 from pipeline.artifacts import SourceFile
 from pipeline.config import StrictModel
 from pipeline.errors import DataError
+from pipeline.storage import Folder
 from stages.data.pictures import UNLABELLED, Picture
+from stages.data.places import folder_at, list_folder, split_place
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """What a folder is searched for, in upper or lower case. The content decides how a file is decoded."""
@@ -24,7 +26,7 @@ class FolderSource(StrictModel):
 
     kind: Literal["folder"] = "folder"
     path: str
-    """The folder; relative to where the command is run."""
+    """The folder, relative to where the command is run, or a URL such as s3://bucket/pictures."""
     layout: Literal["auto", "classes", "flat"] = "auto"
     """classes: each picture lies below a folder named for its class. flat: one class, whatever folders there are.
     auto: classes if all pictures lie below folders, flat if none does."""
@@ -33,7 +35,7 @@ class FolderSource(StrictModel):
 class ListSource(StrictModel):
     """A file that lists pictures: .csv, .jsonl or .parquet.
 
-    Column `path` (relative to the list file, or absolute), and any of `label` (class), `caption` and `group`
+    Column `path` (relative to the list file, or absolute, or a URL), and any of `label` (class), `caption` and `group`
     (pictures of one group stay on one side of the validation split; default: each picture by itself), and
     `segmentation`, `depth` and `pose`: files of the picture's shape that map it. Column `boxes` says what is where: a
     JSON list of [class name, left, top, right, bottom] in pixels of the file as it is stored, before EXIF turns it;
@@ -42,7 +44,7 @@ class ListSource(StrictModel):
 
     kind: Literal["list"] = "list"
     path: str
-    """The list file; relative to where the command is run."""
+    """The list file, relative to where the command is run, or its URL."""
 
 
 class EmojiSource(StrictModel):
@@ -88,14 +90,14 @@ def list_source(config: SourceConfig) -> Iterator[SourceFile]:
     Raises DataError naming path and remedy where there is nothing to read.
     """
     if config.kind == "folder":
-        files = [_stat(root / name, name) for root, name in _walk(config) if _is_picture(name)]
+        files = _picture_files(config)
         if not files:
             raise DataError(_nothing_found(config))
         yield from files
     elif config.kind == "list":
         from stages.data.lists import list_files
 
-        yield from list_files(_absolute(config.path))
+        yield from list_files(config.path)
     elif config.kind == "mnist":
         from stages.data.digits import digit_files
 
@@ -117,7 +119,7 @@ def read_pictures(config: SourceConfig, listing: Iterable[SourceFile]) -> list[P
     elif config.kind == "list":
         from stages.data.lists import list_pictures
 
-        pictures = list_pictures(_absolute(config.path), listing)
+        pictures = list_pictures(config.path, listing)
     elif config.kind == "mnist":
         from stages.data.digits import digit_pictures
 
@@ -133,12 +135,12 @@ def read_pictures(config: SourceConfig, listing: Iterable[SourceFile]) -> list[P
     return sorted(pictures, key=lambda picture: picture.path)
 
 
-def source_root(config: SourceConfig) -> Path:
-    """Return the absolute folder that the paths of a source are relative to."""
+def source_root(config: SourceConfig) -> Path | Folder:
+    """Return the absolute folder that the paths of a source are relative to; a Folder where it is behind a URL."""
     if config.kind == "folder":
-        return _absolute(config.path)
+        return _path_if_local(folder_at(config.path))
     if config.kind == "list":
-        return _absolute(config.path).parent
+        return _path_if_local(split_place(config.path)[0])
     if config.kind == "mnist":
         from stages.data.digits import digits_folder
 
@@ -150,6 +152,10 @@ def source_root(config: SourceConfig) -> Path:
     from stages.data.emoji import emoji_folder
 
     return emoji_folder()
+
+
+def _path_if_local(root: Folder) -> Path | Folder:
+    return root.path if root.is_local else root
 
 
 def attribution(config: SourceConfig) -> str | None:
@@ -165,11 +171,9 @@ def other_files(config: SourceConfig) -> Counter[str]:
     """Count by extension the files of a folder that are left out because their extension names no picture."""
     if config.kind != "folder":
         return Counter()
-    return Counter(PurePosixPath(name).suffix.lower() or "(none)" for _, name in _walk(config) if not _is_picture(name))
-
-
-def _absolute(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))  # workers change their working directory
+    root = folder_at(config.path)
+    names = (name for _, name in _walk(root.path)) if root.is_local else (file.path for file in list_folder(root))
+    return Counter(PurePosixPath(name).suffix.lower() or "(none)" for name in names if not _is_picture(name))
 
 
 def _is_picture(name: str) -> bool:
@@ -184,9 +188,15 @@ def _stat(path: Path, name: str) -> SourceFile:
     return SourceFile(name, status.st_size, str(status.st_mtime_ns))
 
 
-def _walk(config: FolderSource) -> Iterator[tuple[Path, str]]:
+def _picture_files(config: FolderSource) -> list[SourceFile]:
+    root = folder_at(config.path)
+    if not root.is_local:
+        return [file for file in list_folder(root) if _is_picture(file.path)]
+    return [_stat(place / name, name) for place, name in _walk(root.path) if _is_picture(name)]
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield (root, relative path with forward slashes) of all files; linked folders are followed, once each."""
-    root = _absolute(config.path)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"source folder {root} {what}: set shard.source.path to a folder of pictures")
@@ -204,7 +214,7 @@ def _walk(config: FolderSource) -> Iterator[tuple[Path, str]]:
 
 
 def _nothing_found(config: FolderSource) -> str:
-    root = _absolute(config.path)
+    root = folder_at(config.path)
     others = ", ".join(f"{count} {extension}" for extension, count in other_files(config).most_common(3))
     return (
         f"source folder {root} holds no pictures ({others or 'it is empty'}): put files with the extensions "
@@ -218,7 +228,7 @@ def _folder_pictures(config: FolderSource, listing: Sequence[SourceFile]) -> lis
         return [Picture(file.path, file.bytes, file.stamp, UNLABELLED, "", file.path) for file in listing]
     if flat:
         raise DataError(
-            f"{_absolute(config.path)}: {len(flat)} of {len(listing)} pictures (first: {flat[0]}) lie beside "
+            f"{folder_at(config.path)}: {len(flat)} of {len(listing)} pictures (first: {flat[0]}) lie beside "
             "the class folders: move them into one, or set shard.source.layout=flat to take all pictures as one class"
         )
     labels = [file.path.split("/", 1)[0] for file in listing]

@@ -49,7 +49,8 @@ class Listing:
         codes = dict.fromkeys(("train", "val"), count_codes(np.zeros(0, np.int64), num_codes))
         token_groups: dict[str, list[str]] = {"train": [], "val": []}
         for unit, entry in tokens.unit_files(".parquet"):
-            split, table = unit.name.partition("-")[0], read_tokens(tokens.local(entry.path))
+            with tokens.held(entry.path) as path:
+                split, table = unit.name.partition("-")[0], read_tokens(path)
             codes[split] = codes[split] + count_codes(table.tokens_NT, num_codes)
             if unit.name in looked_at:
                 chosen = np.flatnonzero(table.variants == 0)[: rows[split]]

@@ -116,7 +116,8 @@ class Measurer:
 
         Of each picture the mean over its tokens, of each position the sum over pictures.
         """
-        table = read_tokens(unit.payload["table"])
+        with unit.payload["table"].held() as path:
+            table = read_tokens(path)
         chosen = np.flatnonzero(table.variants == 0)[: unit.recipe["rows"]]
         tokens_NT, condition_NC = table.tokens_NT[chosen], table.condition_NC[chosen]
         bits_NT = token_bits(

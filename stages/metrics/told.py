@@ -65,7 +65,8 @@ class Told:
         }
         targets = {}
         for unit, entry in samples.unit_files(".parquet"):
-            columns = read_table(samples.local(entry.path))
+            with samples.held(entry.path) as path:
+                columns = read_table(path)
             if "condition_key" in columns:
                 targets[unit.name] = list(
                     zip(columns["condition_key"], map(int, columns["condition_variant"]), strict=True)

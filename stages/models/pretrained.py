@@ -11,6 +11,7 @@ from pipeline.artifacts import Source, SourceFile
 from pipeline.errors import ConfigError
 from pipeline.manifest import MANIFEST
 from pipeline.storage import Folder, content_hash
+from pipeline.workdir import LATEST
 
 Part = Literal["tokenizer", "cond_tokenizer", "prior"]
 
@@ -29,8 +30,14 @@ def home_of(place: str | Path, part: Part) -> Folder | None:
     """Return the folder that holds a model's files: `place` itself, or where a run, a published bundle or an import
     keeps them below it. None where there is none."""
     top = Folder.at(place)
-    places = (top, top / "latest", top / part, top / part / "latest")
+    places = [top, top / "latest", top / part, top / part / "latest"]
+    places += [home / home.read_json(LATEST)["fingerprint"][:12] for home in (top, top / part) if _only_points(home)]
     return next((home for home in places if _is_home(home, part)), None)
+
+
+def _only_points(home: Folder) -> bool:
+    """Whether a stage's folder is behind a URL, where a file instead of a link leads to the latest artifact."""
+    return not home.is_local and home.exists(LATEST)
 
 
 def _is_home(home: Folder, part: Part) -> bool:
@@ -38,6 +45,12 @@ def _is_home(home: Folder, part: Part) -> bool:
         return False
     # Only a prior's description names the tokenizer whose tokens it is for.
     return (b'"tokenizer"' in home.read(CONFIG)) == (part == "prior")
+
+
+def fetched(home: Folder) -> Path:
+    """The local path of a model's folder, wherever it lies; for the process that loads it."""
+    home.local(WEIGHTS)
+    return home.local(CONFIG).parent
 
 
 def is_foreign(place: str) -> bool:
@@ -51,6 +64,8 @@ def list_pretrained(place: str, part: Part) -> Iterator[SourceFile]:
     Raises ConfigError where there is no such model.
     """
     if is_foreign(place):
+        if not Folder.at(place).is_local:
+            raise ConfigError(f"{part}.from_checkpoint: {place} lies behind a URL: copy it to this machine")
         path = Folder.at(place).path
         if not path.is_file():
             raise ConfigError(f"{part}.from_checkpoint: there is no file {path}")

@@ -140,12 +140,6 @@ class Parts:
         target.write_json(BUNDLE, self.told.model_dump(mode="json"))
 
 
-def fetched(home: Folder) -> Path:
-    """The local path of a model's folder, wherever it lies."""
-    home.local(WEIGHTS)
-    return home.local(CONFIG).parent
-
-
 def _of_run(top: Folder, prior: Folder) -> Parts:
     """Follow the digests from the prior to the very artifacts it was trained with, not to the latest ones."""
     if not top.exists(PRIOR):

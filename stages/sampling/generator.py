@@ -19,12 +19,13 @@ from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 from stages.data.images import to_model_range, to_uint8
 from stages.models.precision import DrawingPrecision, drawing_dtype
+from stages.models.pretrained import fetched
 from stages.models.priors.load import load_prior
 from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
 from stages.sampling import editing
 from stages.sampling.asking import Ask, Asked
-from stages.sampling.bundle import Parts, fetched
+from stages.sampling.bundle import Parts
 from stages.sampling.canvas import Grid, draw_on_grid
 from stages.sampling.conditioning import Conditioner
 from stages.sampling.filters import LogitFilter
@@ -70,14 +71,14 @@ class Generator:
     @classmethod
     def of_folders(
         cls,
-        tokenizer_folder: Path,
-        prior_folder: Path,
+        tokenizer_folder: Folder | Path,
+        prior_folder: Folder | Path,
         *,
         device: str = "cpu",
         precision: DrawingPrecision = "fp32",
     ) -> Generator:
         """Load both from their own folders. Raises ConfigError where they do not fit each other."""
-        parts = Parts(str(prior_folder), Folder.at(tokenizer_folder), Folder.at(prior_folder))
+        parts = Parts(str(prior_folder), Folder.at(str(tokenizer_folder)), Folder.at(str(prior_folder)))
         return cls._of_parts(parts, device, precision)
 
     @classmethod

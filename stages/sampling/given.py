@@ -40,11 +40,11 @@ class Given:
     @classmethod
     def held_out(cls, tokens: Artifact) -> Given:
         """The conditions of all held-out rows of an encode artifact, in their order. Raises DataError without any."""
-        tables = [
-            read_tokens(tokens.local(entry.path))
-            for unit, entry in tokens.unit_files(".parquet")
-            if unit.name.startswith("val-")
-        ]
+        tables = []
+        for unit, entry in tokens.unit_files(".parquet"):
+            if unit.name.startswith("val-"):
+                with tokens.held(entry.path) as path:
+                    tables.append(read_tokens(path))
         if not sum(map(len, tables)):
             raise DataError(
                 "samples are drawn from the conditions of held-out pictures, and there are none: "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from stages.sampling.grid import Block, draw_blocks, shown_side
 if TYPE_CHECKING:
     from pipeline.manifest import UnitRecord
     from pipeline.output import Output
+    from pipeline.storage import Folder
     from stages.sampling.wanted import Slot, Wanted
 
 GRID_COLUMNS = 10
@@ -72,15 +72,17 @@ class Gallery:
 
     @functools.cache  # noqa: B019 (as long-lived as the grid that is drawn)
     def _reader(self, unit: int, prefix: str) -> ShardReader:
-        return ShardReader(self._files(unit)[f"{prefix}{self._records[unit].name}.tar"])
+        name = f"{prefix}{self._records[unit].name}.tar"
+        home = self._home_of(unit)
+        return ShardReader(home.path / name if home.is_local else home.file(name), few=True)
 
     @functools.cache  # noqa: B019
     def _table(self, unit: int) -> dict[str, Any]:
-        return read_table(self._files(unit)[f"{self._records[unit].name}.parquet"])
+        with self._home_of(unit).held(f"{self._records[unit].name}.parquet") as path:
+            return read_table(path)
 
-    def _files(self, unit: int) -> dict[str, Path]:
-        home = self._output.store.folder_of(self._records[unit].key)
-        return {entry.path: home.local(entry.path) for entry in self._records[unit].files}
+    def _home_of(self, unit: int) -> Folder:
+        return self._output.store.folder_of(self._records[unit].key)
 
 
 def class_rows(classes: Sequence[str], num_samples: int, keep: int = 1) -> list[Row]:

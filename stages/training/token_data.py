@@ -91,7 +91,8 @@ def read_split(artifact: Artifact, corpus: TokenCorpus, split: str) -> TokenData
     tokens: list[np.ndarray] = []  # of a table no more than this is kept: its keys and captions take more memory
     for unit, entry in artifact.unit_files(".parquet"):
         if unit.name.startswith(f"{split}-"):
-            table = read_tokens(artifact.local(entry.path))
+            with artifact.held(entry.path) as path:
+                table = read_tokens(path)
             _check(table, entry.path, corpus)
             conditions.append(table.condition_NC)
             tokens.append(table.tokens_NT)

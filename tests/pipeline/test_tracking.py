@@ -1,6 +1,5 @@
 import pytest
 
-from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 from pipeline.tracking import MlflowTracker, tracking_uri
 
@@ -54,7 +53,9 @@ def test_a_tracker_that_fails_is_announced_and_does_not_end_the_run(tmp_path):
     assert "tracking failed, the run goes on without it" in said[0]
 
 
-def test_a_remote_workdir_needs_a_tracking_server():
-    with pytest.raises(ConfigError, match=r"set tracking\.uri"):
-        tracking_uri(None, Folder.at("s3://bucket/runs"))
+def test_a_remote_workdir_is_tracked_in_a_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALTI_STATE_DIR", str(tmp_path))
+    uri = tracking_uri(None, Folder.at("s3://bucket/runs"))
+    assert uri.startswith(f"sqlite:///{tmp_path}/s3-bucket-runs-")
+    assert uri != tracking_uri(None, Folder.at("s3://bucket/other"))
     assert tracking_uri("http://127.0.0.1:5000", Folder.at("s3://bucket/runs")) == "http://127.0.0.1:5000"

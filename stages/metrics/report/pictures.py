@@ -42,7 +42,7 @@ def samples_by_class(shards: Sequence[Shard], classes: Sequence[str], per_class:
     rows: dict[int, list[str]] = {label: [] for label in range(len(classes))} or {-1: []}
     wanted = per_class if classes else 3 * per_class
     for shard in shards:
-        reader = ShardReader(shard)
+        reader = ShardReader(shard, few=True)
         for index, row in enumerate(reader.table):
             uris = rows.get(row["label"] if classes else -1)
             if uris is not None and len(uris) < wanted:
@@ -65,7 +65,7 @@ def nearest_pairs(
     count: int,
 ) -> list[Pair]:
     """The samples that come nearest to a training picture, beside it; the most suspicious first."""
-    sample_readers, train_readers = [ShardReader(s) for s in samples], [ShardReader(s) for s in train]
+    sample_readers, train_readers = ([ShardReader(shard, few=True) for shard in split] for split in (samples, train))
     pairs = []
     for index in np.argsort(distance_N, kind="stable")[:count]:
         reader, place = _locate(train_readers, int(neighbour_N[index]))

@@ -34,14 +34,14 @@ def told_and_drawn(
     samples: Artifact, shards: Sequence[Shard], tokens: Artifact, maps: Artifact | None, classes: Sequence[str]
 ) -> list[ToldAndDrawn]:
     """The first conditions that samples were drawn from; none where they were drawn of classes alone."""
-    tables = {
-        unit.name: read_table(samples.local(entry.path))
-        for unit, entry in samples.unit_files(".parquet")
-        if unit.name in {shard.name for shard in shards}
-    }
+    tables = {}
+    for unit, entry in samples.unit_files(".parquet"):
+        if unit.name in {shard.name for shard in shards}:
+            with samples.held(entry.path) as path:
+                tables[unit.name] = read_table(path)
     pictures, found = ConditionPictures.of(tokens, maps), dict[tuple[Any, ...], ToldAndDrawn]()
     for shard in shards:
-        columns, reader = tables.get(shard.name, {}), ShardReader(shard)
+        columns, reader = tables.get(shard.name, {}), ShardReader(shard, few=True)
         if "condition_key" not in columns:
             return []
         boxes = _box_values(columns, tokens)

@@ -1,10 +1,9 @@
-"""The only file that touches fsspec: atomic writes, reads, listings and local copies, on a disk or behind a URL."""
+"""A place in storage, on a disk or behind a URL: atomic writes, reads, listings and local copies."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -14,52 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError
+from pipeline.storage import remote
+from pipeline.storage.cache import node_cache
+from pipeline.storage.content import Known, content_hash
+from pipeline.storage.disk import TEMPORARY, explaining, sync
 
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
-TEMPORARY = ".tmp-"
-"""Prefix of everything not yet committed. Listings leave it out; a run sweeps what a killed one left behind."""
-
-_REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: "no space is left there: make room, then run the same command again",
-    errno.EDQUOT: "the quota is used up: make room, then run the same command again",
-    errno.EROFS: "it is read-only: choose another --workdir or remount it",
-    errno.EACCES: "permission was denied: make it writable for this user, then run the same command again",
-}
-
-
-def content_hash(path: Path) -> str:
-    """Return the sha256 of a local file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, no NaN. Fingerprints hash this."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-@contextlib.contextmanager
-def explaining(place: str) -> Iterator[None]:
-    """Turn the operating system's refusal to write at `place` into a StorageError that names the remedy."""
-    try:
-        yield
-    except Exception as error:
-        remedy = _REMEDIES.get(_error_number(error))
-        if remedy is None:
-            raise
-        raise StorageError(f"cannot write {place}: {remedy}") from error
-
-
-def _error_number(error: Exception) -> int | None:
-    """Return the system's error number; a library may have kept nothing of it but its words (safetensors does)."""
-    if isinstance(error, OSError):
-        return error.errno
-    return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
+PIECE = 32 * 2**20
+"""Bytes that are read at once to hash a remote file."""
 
 
 @dataclass(frozen=True, order=True)
@@ -73,6 +36,11 @@ class Folder:
         """Return the folder at a path (made absolute: workers change their working directory) or URL."""
         text = str(place)
         if "://" in text and not text.startswith("file://"):
+            if "@" in text.partition("://")[2].partition("/")[0]:
+                raise ConfigError(
+                    f"the URL {text.partition('://')[0]}://...@{text.rpartition('@')[2]} holds a name or password, "
+                    "which would end in manifests and logs: put credentials into the environment"
+                )
             return cls(text.rstrip("/"))
         return cls(os.path.abspath(text.removeprefix("file://")))
 
@@ -97,15 +65,15 @@ class Folder:
         """Whether a file (or, on a disk, a folder) of this name is there."""
         if self.is_local:
             return (self.path / name).exists()
-        return bool(_remote(self.url).exists(f"{self.url}/{name}"))
+        return remote.facts(self._url(name)) is not None
 
     def size(self, name: str) -> int | None:
         """Return a file's size in bytes, None where there is none."""
         if self.is_local:
             path = self.path / name
             return path.stat().st_size if path.is_file() else None
-        remote = _remote(self.url)
-        return int(remote.size(f"{self.url}/{name}")) if self.exists(name) else None
+        found = remote.facts(self._url(name))
+        return found.bytes if found else None
 
     def names(self) -> list[str]:
         """Return the relative names of all committed files below, sorted."""
@@ -116,16 +84,44 @@ class Folder:
                 for file in files
             )
         else:
-            remote = _remote(self.url)
-            base = remote._strip_protocol(self.url)
-            found = (str(name).removeprefix(f"{base}/") for name in remote.find(base))
+            found = (name for name, _ in remote.listing(self.url))
         return sorted(name for name in found if TEMPORARY not in name)
+
+    def listing(self) -> Iterator[tuple[str, int, str]]:
+        """Yield (relative name, bytes, stamp) of all objects below a URL; a stamp changes when the content does."""
+        for name, facts in remote.listing(self.url):
+            yield name, facts.bytes, facts.stamp
+
+    def stamp(self, name: str) -> tuple[int, str] | None:
+        """Return (bytes, stamp) of an object, None where there is none."""
+        found = remote.facts(self._url(name))
+        return (found.bytes, found.stamp) if found else None
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError."""
         if self.is_local:
             return (self.path / name).read_bytes()
-        return bytes(_remote(self.url).cat_file(f"{self.url}/{name}"))
+        return remote.read(self._url(name))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Return `size` bytes of a file from `offset` on. Raises FileNotFoundError, or StorageError where it is cut."""
+        if not self.is_local:
+            return remote.read_range(self._url(name), offset, size)
+        with (self.path / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def hash_of(self, name: str) -> str:
+        """Return the sha256 of what is stored under a name, not of a copy of it. Raises FileNotFoundError."""
+        if self.is_local:
+            return content_hash(self.path / name)
+        size = self.size(name)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", self._url(name))
+        digest = hashlib.sha256()
+        for start in range(0, size, PIECE):
+            digest.update(self.read_range(name, start, min(PIECE, size - start)))
+        return digest.hexdigest()
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's value."""
@@ -149,11 +145,11 @@ class Folder:
             if self.is_local:
                 target = self.path / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _sync(path)
+                sync(path)
                 os.replace(path, target)
-                _sync(target.parent)
+                sync(target.parent)
             else:
-                _remote(self.url).put_file(str(path), f"{self.url}/{name}")
+                remote.upload(path, self._url(name))
 
     @contextlib.contextmanager
     def scratch(self, name: str = "") -> Iterator[Path]:
@@ -181,35 +177,51 @@ class Folder:
         with explaining(f"{self.url}/{name}"):
             files = sorted(path for path in scratch.rglob("*") if path.is_file())
             if not self.is_local:
+                self.remove(f"{name}/{last}")  # of an earlier commit: it must not vouch for a mixture
                 for path in sorted(files, key=lambda path: path.name == last):
-                    relative = path.relative_to(scratch)
-                    _remote(self.url).put_file(str(path), f"{self.url}/{name}/{relative}")
+                    remote.upload(path, self._url(f"{name}/{path.relative_to(scratch).as_posix()}"))
                 return
             for path in files:
-                _sync(path)
-            _sync(scratch)
+                sync(path)
+            sync(scratch)
             target = self.path / name
             shutil.rmtree(target, ignore_errors=True)
             scratch.rename(target)
-            _sync(self.path)
+            sync(self.path)
 
-    def local(self, name: str) -> Path:
-        """Return a readable local path of a file; one behind a URL is fetched once for this process."""
+    def local(self, name: str, known: Known | None = None) -> Path:
+        """Return a readable local path of a file, which is there as long as this process lives.
+
+        One behind a URL is copied into the node's cache, and verified if its size and hash are `known`. For many
+        files, or large ones, use `held`. Raises FileNotFoundError, and StorageError where it is not what was written.
+        """
+        return self.path / name if self.is_local else node_cache().pinned(self.url, name, known)
+
+    @contextlib.contextmanager
+    def held(self, name: str, known: Known | None = None) -> Iterator[Path]:
+        """Yield a readable local path of a file, which is there within the block; see `local`."""
         if self.is_local:
-            return self.path / name
-        copy = _cache() / hashlib.sha256(self.url.encode()).hexdigest()[:16] / name
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            partial = copy.with_name(f"{TEMPORARY}{secrets.token_hex(6)}")
-            _remote(self.url).get_file(f"{self.url}/{name}", str(partial))
-            os.replace(partial, copy)
-        return copy
+            yield self.path / name
+        else:
+            with node_cache().held(self.url, name, known) as path:
+                yield path
+
+    def open(self, name: str, known: Known | None = None) -> int:
+        """Return a descriptor of a file or of a local copy of it; see `local`."""
+        if self.is_local:
+            return os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+        return node_cache().open(self.url, name, known)[1]
+
+    def file(self, name: str, known: Known | None = None) -> StoredFile:
+        """Return a reference to a file, good on every machine that reaches the folder."""
+        return StoredFile(self, name, known)
 
     def remove(self, name: str) -> None:
         """Remove a file or everything below a folder; nothing happens where there is none."""
         if not self.is_local:
-            if self.exists(name):
-                _remote(self.url).rm(f"{self.url}/{name}", recursive=True)
+            below = f"{self.url}/{name}".rstrip("/")
+            itself = [below] if name and self.exists(name) else []
+            remote.remove(itself or [f"{below}/{inside}" for inside, _ in remote.listing(below)])
         elif (self.path / name).is_dir() and not (self.path / name).is_symlink():
             shutil.rmtree(self.path / name)
         else:
@@ -238,26 +250,47 @@ class Folder:
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)
                 folders.remove(name)
 
-
-def _remote(url: str) -> AbstractFileSystem:
-    return _filesystem(url.partition("://")[0])
-
-
-@functools.cache
-def _filesystem(protocol: str) -> AbstractFileSystem:
-    import fsspec
-
-    return fsspec.filesystem(protocol)
+    def _url(self, name: str) -> str:
+        return f"{self.url}/{name}"
 
 
-@functools.cache
-def _cache() -> Path:
-    return Path(tempfile.mkdtemp(prefix="smalti-cache-"))
+@dataclass(frozen=True)
+class StoredFile:
+    """A committed file, wherever it lies: what units and readers are given, on whatever machine they run."""
 
+    folder: Folder
+    name: str
+    known: Known | None = None
+    """Its recorded size and hash: a copy of it is verified."""
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's file systems."""
+        return self.folder.is_local
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes. Raises FileNotFoundError."""
+        size = self.known.bytes if self.known else self.folder.size(self.name)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self))
+        return size
+
+    def beside(self, suffix: str) -> StoredFile:
+        """Return the file of this name with another ending."""
+        return StoredFile(self.folder, self.name.removesuffix(Path(self.name).suffix) + suffix)
+
+    def held(self) -> contextlib.AbstractContextManager[Path]:
+        """Within the block, a local path of it."""
+        return self.folder.held(self.name, self.known)
+
+    def open(self) -> int:
+        """Return a descriptor of it, or of a local copy."""
+        return self.folder.open(self.name, self.known)
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Return some of its bytes, and fetch no others."""
+        return self.folder.read_range(self.name, offset, size)

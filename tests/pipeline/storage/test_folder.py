@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def test_a_full_disk_is_explained_with_its_remedy(tmp_path):
     assert Folder.at(tmp_path).names() == []
 
 
-def test_folders_behind_a_url_hold_the_same_files(tmp_path):
+def test_folders_behind_a_url_hold_the_same_files(faulty):
     remote = Folder.at("memory://bucket/runs")
     remote.write("a/one.txt", b"1")
     remote.write_json("two.json", {"b": 1})
@@ -53,6 +54,47 @@ def test_folders_behind_a_url_hold_the_same_files(tmp_path):
     assert store.folder_of(record.key).read("u.txt") == b"7"
     remote.remove("a")
     assert "a/one.txt" not in remote.names()
+
+
+def test_a_commit_behind_a_url_shows_by_its_last_file_alone(faulty, tmp_path):
+    folder = Folder.at("faulty://bucket/units")
+    for number in (1, 2):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        for name in ("a", "b", "unit.json", "z"):
+            (scratch / name).write_text(f"{name}{number}")
+    folder.adopt(tmp_path / "1", "u", last="unit.json")
+    puts = [path for operation, path in faulty.calls if operation == "put"]
+    assert [path.rpartition("/")[2] for path in puts] == ["a", "b", "z", "unit.json"]
+    faulty.faults += [("put", PermissionError("Access Denied."))]
+    with pytest.raises(StorageError, match="cannot write faulty://bucket/units/u/a: permission was denied"):
+        folder.adopt(tmp_path / "2", "u", last="unit.json")
+    assert not folder.exists("u/unit.json"), "the record of the old files must not vouch for a mixture"
+    folder.adopt(tmp_path / "2", "u", last="unit.json")
+    found = [folder.read(f"u/{name}").decode() for name in ("a", "b", "unit.json", "z")]
+    assert found == ["a2", "b2", "unit.json2", "z2"]
+
+
+def test_folders_behind_a_url_are_removed_whole_and_nothing_beside_them(faulty):
+    folder = Folder.at("faulty://bucket/runs")
+    for name in [*(f"step/{number:02d}" for number in range(20)), "step-2/a", "other"]:
+        folder.write(name, b"1")
+    folder.remove("step")
+    assert folder.names() == ["other", "step-2/a"]
+    folder.remove("absent")
+    folder.remove("other")
+    assert folder.names() == ["step-2/a"]
+
+
+def test_ranges_of_files_are_the_same_on_a_disk_and_behind_a_url(faulty, tmp_path):
+    for folder in (Folder.at(tmp_path), Folder.at("faulty://bucket/runs")):
+        folder.write("a", bytes(range(100)))
+        assert folder.read_range("a", 10, 5) == bytes(range(10, 15))
+        assert folder.read_range("a", 99, 1) == b"c"
+        assert folder.hash_of("a") == hashlib.sha256(bytes(range(100))).hexdigest()
+    with pytest.raises(StorageError, match=r"cannot read bytes 98 to 103 of faulty://bucket/runs/a: it ends before"):
+        Folder.at("faulty://bucket/runs").read_range("a", 98, 5)
+    assert faulty.count("get") == 0
 
 
 def test_a_unit_is_addressed_by_its_recipe_and_found_again(tmp_path):

@@ -1,0 +1,1 @@
+from tests.faulty_store import faulty  # noqa: F401
