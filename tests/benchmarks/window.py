@@ -1,6 +1,6 @@
 """Drawing a large picture: our sliding window against drawing token by token, same weights, in float32.
 
-    python tests/benchmarks/window.py [--rounds 3] [--threads 2] [--stretch 24]
+    python tests/benchmarks/window.py [--rounds 3] [--threads 2] [--stretch 24] [--counts 1 8]
 
 32x48 tokens through windows of 16x16 with 256 condition tokens (a map), a GPT of 8 layers, 512 wide, 8 heads, random
 weights, on the CPU. Token by token is the published way (Esser et al. 2021): the whole window of condition and picture
@@ -46,6 +46,8 @@ from tests.benchmarks.support.contestants import Contestant
 
 SIZE, GRID = (32, 48), (16, 16)
 MAP_CODES = 256
+COUNTS = {1: "one", 8: "eight"}
+"""Pictures at once, and their names in the figures."""
 SMALL, SMALL_LAYERS, SMALL_WIDTH = (24, 24), 3, 64
 """The picture that both draw in float64, and their network."""
 
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--stretch", type=int, default=24, help="tokens that are drawn one by one in a round")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 8], choices=COUNTS, help="pictures at once")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     plan, half = plan_windows(SIZE, GRID, condition_length=GRID[0] * GRID[1]), half_precision()
@@ -74,14 +77,16 @@ def main() -> None:
     assert figures["tokens_identical_float64"]
     print(f"{SIZE[0]}x{SIZE[1]} tokens in {len(plan.levels)} steps\n\nseconds a picture, median of {arguments.rounds}")
     for precision, end in (("fp32", "_fp32"), (half, "")):
-        found = take_turns(arguments.rounds, arguments.threads, arguments.stretch, precision)
+        found = take_turns(arguments.counts, arguments.rounds, arguments.threads, arguments.stretch, precision)
         figures |= {f"{name}{end}": value for name, value in found.items()}
     print(json.dumps(figures))
 
 
-def take_turns(rounds: int, threads: int, stretch: int, precision: DrawingPrecision) -> dict[str, float]:
+def take_turns(
+    counts: list[int], rounds: int, threads: int, stretch: int, precision: DrawingPrecision
+) -> dict[str, float]:
     """Print and return the median seconds a picture of all, and the ratios, ours in this precision."""
-    seconds: dict[str, list[float]] = {"one": [], "eight": [], "peer": [], "own": []}
+    seconds: dict[str, list[float]] = {"peer": [], "own": []} | {COUNTS[count]: [] for count in counts}
     share = stretch / (SIZE[0] * SIZE[1])
     with (
         Contestant(our_drawing, threads, precision) as ours,
@@ -89,21 +94,16 @@ def take_turns(rounds: int, threads: int, stretch: int, precision: DrawingPrecis
         Contestant(own_drawing, threads) as own,
     ):
         for number in range(rounds):
-            seconds["one"].append(ours(1, number)[0])
             seconds["peer"].append(theirs(stretch, number)[0] / share)
             seconds["own"].append(own(stretch, number)[0] / share)
-            seconds["eight"].append(ours(8, number)[0] / 8)
+            for count in counts:
+                seconds[COUNTS[count]].append(ours(count, number)[0] / count)
     medians = {name: statistics.median(measured) for name, measured in seconds.items()}
-    titles = {
-        "one": f"ours, one, {precision}",
-        "eight": f"ours, eight, {precision}",
-        "peer": "token by token, minGPT",
-        "own": "the same, our network",
-    }
-    for name, title in titles.items():
+    titles = {COUNTS[count]: f"ours, {COUNTS[count]}, {precision}" for count in counts}
+    for name, title in ({"peer": "token by token, minGPT", "own": "the same, our network"} | titles).items():
         print(f"{title:24}{medians[name]:10.1f}   {medians['peer'] / medians[name]:.2f} times", flush=True)
     figures = {f"seconds_{name}": round(value, 1) for name, value in medians.items()}
-    for name in ("one", "eight"):
+    for name in titles:
         figures[f"ratio_{name}"] = round(medians["peer"] / medians[name], 2)
         figures[f"ratio_{name}_own"] = round(medians["own"] / medians[name], 2)
     return figures
