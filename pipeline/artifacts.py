@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StorageError
-from pipeline.manifest import MANIFEST, FileEntry, UnitRecord
+from pipeline.manifest import MANIFEST, FileEntry, UnitRecord, digest_of, intact
 from pipeline.storage import Folder, canonical_json, content_hash
 from pipeline.units import UnitStore
 
@@ -66,7 +66,7 @@ class Artifact:
         """Read a finished artifact. Raises StorageError where its manifest is damaged."""
         try:
             manifest = folder.read_json(MANIFEST)
-            return cls(
+            found = cls(
                 folder=folder,
                 store=store,
                 stage=manifest["stage"],
@@ -78,8 +78,14 @@ class Artifact:
                 own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
                 units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
             )
-        except (json.JSONDecodeError, KeyError, ValueError) as error:
-            raise StorageError(f"{folder}/{MANIFEST} is damaged ({error}): redo the stage with --force") from error
+            if digest_of(found.files) != found.digest:
+                raise ValueError("its digest is not that of the files it lists")
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise StorageError(
+                f"{folder}/{MANIFEST} is damaged ({error}): remove it, then run the same command again, which makes it "
+                "anew of what is finished"
+            ) from error
+        return found
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -90,9 +96,27 @@ class Artifact:
     def _home(self) -> dict[str, Folder]:
         return {entry.path: self.store.folder_of(unit.key) for unit in self.units for entry in unit.files}
 
+    @cached_property
+    def _entries(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.files}
+
     def local(self, path: str) -> Path:
-        """Return a local path of one of the files, e.g. `model.safetensors` or `train-000003.tar`."""
+        """Return a local path of one of the files, e.g. `model.safetensors`, after a look at its hash.
+
+        Raises DataError where its content is not what was written.
+        """
+        place = self.unchecked(path)
+        entry = self._entries.get(path)
+        return intact(place, entry, self.remedy(path)) if entry else place
+
+    def unchecked(self, path: str) -> Path:
+        """Return a local path of one of the files for a reader that checks it by itself, when it needs it."""
         return self._home.get(path, self.folder).local(path)
+
+    def remedy(self, path: str) -> str:
+        """Say how to make one of the files again, and no more than that."""
+        unit = f" and {self._home[path]}" if path in self._home else ""
+        return f"remove {self.folder}/{MANIFEST}{unit} and run --stages {self.stage}, which makes what is missing"
 
     def read_json(self, path: str) -> Any:
         """Return the value of one of its JSON files."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.manifest import FORMAT_VERSION, FileEntry, UnitRecord, digest_of
+from pydantic import ValidationError
+
+from pipeline.manifest import FORMAT_VERSION, FileEntry, UnitRecord, digest_of, intact
 from pipeline.storage import Folder, canonical_json
 
 if TYPE_CHECKING:
@@ -58,14 +60,23 @@ class UnitStore:
         return self.folder / key[:32]
 
     def find(self, unit: Unit) -> UnitRecord | None:
-        """Return the finished unit, None where it is missing or its files no longer have the recorded sizes."""
+        """Return the finished unit, None where it is missing, its record damaged, or a file of another size."""
         key = self.key(unit)
         home = self.folder_of(key)
         if not home.exists(RECORD):
             return None
-        record = UnitRecord.model_validate_json(home.read(RECORD))
+        try:
+            record = UnitRecord.model_validate_json(home.read(RECORD))
+        except ValidationError:
+            return None
         intact = record.key == key and all(home.size(entry.path) == entry.bytes for entry in record.files)
         return record if intact else None
+
+    def files(self, record: UnitRecord) -> dict[str, Path]:
+        """Return the local paths of a unit's files by their names, after a look at their hashes. Raises DataError."""
+        home = self.folder_of(record.key)
+        remedy = f"remove {home} and run the same command again, which makes what is missing"
+        return {entry.path: intact(home.local(entry.path), entry, remedy) for entry in record.files}
 
     def make(self, unit: Unit, worker: Worker) -> UnitRecord:
         """Run the worker in a scratch folder and commit what it wrote, its record last."""

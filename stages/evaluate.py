@@ -229,5 +229,5 @@ def unit_arrays(output: Output, record: UnitRecord) -> dict[str, Any]:
     """The arrays of a finished unit."""
     from safetensors.numpy import load_file
 
-    arrays: dict[str, Any] = load_file(output.store.folder_of(record.key).local(record.files[0].path))
+    arrays: dict[str, Any] = load_file(output.store.files(record)[record.files[0].path])
     return arrays

@@ -21,9 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, shown
+from pipeline.manifest import FileEntry, intact
 from pipeline.storage import canonical_json
-from stages.data.images import image_dimensions, image_extension
+from stages.data.images import brief, image_dimensions, image_extension
 from stages.data.pictures import Box
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class Shard(os.PathLike[str]):
     digest: str
     """Changes when the bytes or the tombstones change: address what is derived from a shard by this."""
     tombstones: frozenset[str] = frozenset()
+    files: tuple[FileEntry, ...] = ()
+    """What was written, by which the reader knows damage; without them it knows cuts, and damaged pictures."""
+    remedy: str = ""
+    """How to make a damaged shard again."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -81,10 +86,12 @@ def open_split(artifact: Artifact, split: Literal["train", "val", "sample"]) -> 
         # A unit may hold more pictures beside its shard, under other names.
         if unit.name.startswith(f"{split}-") and entry.path == f"{unit.name}.tar":
             for companion in unit.files:  # behind a URL all three must be fetched before the reader looks for them
-                artifact.local(companion.path)
+                artifact.unchecked(companion.path)
             keys = frozenset(removed.get(unit.name, ()))
             marked = hashlib.sha256(canonical_json([unit.digest, sorted(keys)]).encode()).hexdigest()
-            shards.append(Shard(unit.name, artifact.local(entry.path), marked if keys else unit.digest, keys))
+            place, remedy = artifact.unchecked(entry.path), artifact.remedy(entry.path)
+            digest = marked if keys else unit.digest
+            shards.append(Shard(unit.name, place, digest, keys, unit.files, remedy))
     return shards
 
 
@@ -130,13 +137,16 @@ class ShardReader:
 
     Table and tar are opened when first needed and let go of by `close`, after which a reader can be used again; it can
     be pickled, and shared with forked processes.
-    Raises DataError where the tar, the index and the table do not agree: a shard cut at a member boundary still
-    parses as a tar, so its size and count are checked when it is opened, and a picture's hash whenever it is read.
+    Raises DataError where one of the three files is not what was written (each is hashed when a process first opens
+    it), where they do not agree (a shard cut at a member boundary still parses as a tar), and where a picture is not
+    what the table says, whenever it is read.
     """
 
     def __init__(self, shard: Shard | Path) -> None:
         self.path = Path(shard)
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
+        self._files = {Path(it.path).suffix: it for it in shard.files} if isinstance(shard, Shard) else {}
+        self._remedy = (shard.remedy if isinstance(shard, Shard) else "") or _REMEDY
 
     def __len__(self) -> int:
         return len(self.table)
@@ -163,7 +173,7 @@ class ShardReader:
         offset, size = row["members"][extension]
         image = os.pread(self._descriptor, size, offset)  # has no position that forked processes would share
         if hashlib.sha256(image).hexdigest() != row["sha256"]:
-            raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {_REMEDY}")
+            raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {self._remedy}")
         return image
 
     def read_map(self, i: int, kind: str) -> bytes:
@@ -177,8 +187,8 @@ class ShardReader:
             )
         offset, size = member
         data = os.pread(self._descriptor, size, offset)
-        if hashlib.sha256(data).hexdigest() != row["maps"][kind]:
-            raise DataError(f"{self.path}: the {kind} map of {row['key']} is damaged: {_REMEDY}")
+        if hashlib.sha256(data).hexdigest() != row.get("maps", {}).get(kind):
+            raise DataError(f"{self.path}: the {kind} map of {row['key']} is damaged: {self._remedy}")
         return data
 
     def close(self) -> None:
@@ -188,30 +198,57 @@ class ShardReader:
             self._closing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "tombstones": self.tombstones}
+        kept = ("path", "tombstones", "_files", "_remedy")
+        return {name: vars(self)[name] for name in kept}
+
+    def _checked(self, suffix: str) -> Path:
+        """The path of one of the three files, after a look at its hash where that is known."""
+        path, entry = self.path.with_suffix(suffix), self._files.get(suffix)
+        return intact(path, entry, self._remedy) if entry else path
 
     @cached_property
     def _descriptor(self) -> int:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self._checked(".tar"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error.strerror}): {self._remedy}") from None
         self._closing = weakref.finalize(self, os.close, descriptor)
         return descriptor
 
     def _read_table(self) -> list[dict[str, Any]]:
         try:
-            rows: list[dict[str, Any]] = json.loads(self.path.with_suffix(".json").read_bytes())
-            index = self.path.with_suffix(".idx").read_text(encoding="ascii").splitlines()
+            rows: list[dict[str, Any]] = json.loads(self._checked(".json").read_bytes())
+            index = self._checked(".idx").read_text(encoding="ascii").splitlines()
             size = self.path.stat().st_size
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: the shard cannot be read ({error}): {_REMEDY}") from None
+            if not self._files:
+                for row in rows:
+                    _check_row(row)
+        except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"{self.path}: the shard cannot be read ({brief(error)}): {self._remedy}") from None
         if index[:1] != [f"{INDEX_VERSION} {len(rows)}"] or len(index) != len(rows) + 1:
-            raise DataError(f"{self.path}: its index does not list the {len(rows)} samples of its table: {_REMEDY}")
+            raise DataError(f"{self.path}: its index does not list the {len(rows)} samples of its table: {self._remedy}")
         ends = [at + length for row in rows for at, length in row["members"].values()]
         if size < max(ends, default=0) + 2 * tarfile.BLOCKSIZE or size % tarfile.RECORDSIZE:
-            raise DataError(f"{self.path}: {size} bytes, cut short: {_REMEDY}")
+            raise DataError(f"{self.path}: {size} bytes, cut short: {self._remedy}")
         return rows
 
 
 _REMEDY = "run with --verify to see what else is damaged, and redo the stage with --force"
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """Raise ValueError, or LookupError, for a row of a table that no writer of ours wrote."""
+    texts = (row["key"], row["caption"], row["group"], row["source"], row["sha256"])
+    numbers = (row["label"], row["width"], row["height"])
+    if not (all(type(it) is str for it in texts) and all(type(it) is int for it in numbers)):
+        raise ValueError(f"the row of {shown(row['key'])} holds a value of another kind")
+    members = row["members"]
+    places = [number for place in members.values() for number in place]
+    if len(places) != 2 * len(members) or not all(type(it) is int and 0 <= it < 2**40 for it in places):
+        raise ValueError(f"the row of {row['key']} places its members where no tar has any")
+    if not any(kind in members for kind in IMAGE_EXTENSIONS):
+        raise ValueError(f"the row of {row['key']} has no picture")
+    boxes_of(row)
 
 
 def _write_sample(file: BinaryIO, sample: Sample) -> dict[str, Any]:

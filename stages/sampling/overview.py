@@ -79,8 +79,7 @@ class Gallery:
         return read_table(self._files(unit)[f"{self._records[unit].name}.parquet"])
 
     def _files(self, unit: int) -> dict[str, Path]:
-        home = self._output.store.folder_of(self._records[unit].key)
-        return {entry.path: home.local(entry.path) for entry in self._records[unit].files}
+        return self._output.store.files(self._records[unit])
 
 
 def class_rows(classes: Sequence[str], num_samples: int, keep: int = 1) -> list[Row]:
