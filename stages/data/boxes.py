@@ -65,7 +65,9 @@ def _checked(box: Any, where: str) -> Box:
     if right <= left or bottom <= top:
         raise DataError(f"{where}: box {shown(box)} is empty: write [class name, left, top, right, bottom], not a size")
     if right - left <= 1 and bottom - top <= 1:
-        raise DataError(f"{where}: box {shown(box)} is a pixel at most: write edges in pixels, not in shares of the side")
+        raise DataError(
+            f"{where}: box {shown(box)} is a pixel at most: write edges in pixels, not in shares of the side"
+        )
     return Box(str(label).strip(), left, top, right, bottom)
 
 

@@ -88,7 +88,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         first = seen.setdefault(checked["path"], where)
         if first != where:
-            raise DataError(f"{path}, {where}: {shown(checked['path'])} is listed again (before: {first}): keep one of them")
+            raise DataError(
+                f"{path}, {where}: {shown(checked['path'])} is listed again (before: {first}): keep one of them"
+            )
         yield where, checked
     if len(seen) == 1:
         raise DataError(f"source list {path} has no rows: add one for each picture")

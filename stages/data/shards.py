@@ -226,7 +226,9 @@ class ShardReader:
         except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise DataError(f"{self.path}: the shard cannot be read ({brief(error)}): {self._remedy}") from None
         if index[:1] != [f"{INDEX_VERSION} {len(rows)}"] or len(index) != len(rows) + 1:
-            raise DataError(f"{self.path}: its index does not list the {len(rows)} samples of its table: {self._remedy}")
+            raise DataError(
+                f"{self.path}: its index does not list the {len(rows)} samples of its table: {self._remedy}"
+            )
         ends = [at + length for row in rows for at, length in row["members"].values()]
         if size < max(ends, default=0) + 2 * tarfile.BLOCKSIZE or size % tarfile.RECORDSIZE:
             raise DataError(f"{self.path}: {size} bytes, cut short: {self._remedy}")

@@ -232,8 +232,8 @@ def _folder_pictures(config: FolderSource, listing: Sequence[SourceFile]) -> lis
     for label in set(labels):
         if not label.isprintable():
             raise DataError(
-                f"{_absolute(config.path)}: class folder {label!r} has a name that cannot be printed: rename it, or set "
-                "shard.source.layout=flat to take all pictures as one class"
+                f"{_absolute(config.path)}: class folder {label!r} has a name that cannot be printed: rename it, or "
+                "set shard.source.layout=flat to take all pictures as one class"
             )
     return [
         Picture(file.path, file.bytes, file.stamp, label, label.replace("_", " "), file.path)

@@ -174,7 +174,7 @@ class Tokenizer(nn.Module):
             raise DataError(f"{home / CONFIG} describes no tokenizer of this version: {shown(str(error))}") from None
         sizes = {"image_size": described.image_size, "channels": described.channels}
         weights = read_weights(home / WEIGHTS)
-        tokenizer = built_with(weights, lambda: cls(described.model, **sizes), home / WEIGHTS)
+        tokenizer = built_with(weights, lambda: cls(described.model, **sizes), home / WEIGHTS, CONFIG)
         tokenizer.eval().requires_grad_(False)
         if torch.device(device).type == "cpu":
             tokenizer.to(memory_format=torch.channels_last)

@@ -32,4 +32,4 @@ def load_prior(folder: Path, device: str = "cpu") -> Prior:
     except ValidationError as error:
         raise DataError(f"{folder / DESCRIPTION} describes no prior of this version: {shown(str(error))}") from None
     weights = read_weights(folder / WEIGHTS)
-    return built_with(weights, lambda: build_prior(description), folder / WEIGHTS).to(device).eval()
+    return built_with(weights, lambda: build_prior(description), folder / WEIGHTS, DESCRIPTION).to(device).eval()
