@@ -31,7 +31,9 @@ def packed(folder: Path, kind: str | None = None) -> str:
         good.write_bytes(encoded(Image.new("RGB", (64, 64), "red"), "PNG"))
         rows = [[good.name, good.stat().st_size, str(good.stat().st_mtime_ns), 0, "", "g", [kind, *listed]]]
     (folder / "out").mkdir()
-    counts = Packer(FileReader(folder), Preparation(64), "png")(Unit("train-000000", {"pictures": rows}), folder / "out")
+    counts = Packer(FileReader(folder), Preparation(64), "png")(
+        Unit("train-000000", {"pictures": rows}), folder / "out"
+    )
     if counts["rejects"]:
         return "rejected {1}: {2}".format(*counts["rejects"][0])
     width, height = (ShardReader(folder / "out" / "train-000000.tar").table[0][side] for side in ("width", "height"))
@@ -54,11 +56,11 @@ def _png(*extra: bytes, side: int = 64, pixels: bytes | None = None) -> bytes:
 
 
 def _bomb_of_text() -> bytes:
-    return _png(_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**28), 9)))
+    return _png(_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**26), 6)))
 
 
 def _bomb_of_profile() -> bytes:
-    return _png(_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**28), 9)))
+    return _png(_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**26), 6)))
 
 
 def _large_but_allowed() -> bytes:
@@ -164,11 +166,15 @@ CASES = [
     _case("header of 2^31 x 2^31.png", lambda: png_header(2**31 - 1, 2**31 - 1), "rejected (too_many_pixels|broken)"),
     _case("header of 0x0.png", lambda: png_header(0, 0), "rejected (broken|too_small|not_a_picture)"),
     _case("just above max_pixels.png", lambda: png_header(8192, 8193), "rejected too_many_pixels"),
-    _case("text of 256 MB in zTXt.png", _bomb_of_text, "(rejected broken|kept 64x64)", slow=True),
-    _case("profile of 256 MB in iCCP.png", _bomb_of_profile, "(rejected broken|kept 64x64)", slow=True),
-    _case("10^4 text chunks.png", lambda: _png(*[_chunk(b"tEXt", b"k\0" + b"x" * 9000)] * 10_000), "(rejected|kept)"),
+    _case("text of 64 MB in zTXt.png", _bomb_of_text, "(rejected broken|kept 64x64)", slow=True),
+    _case("profile of 64 MB in iCCP.png", _bomb_of_profile, "(rejected broken|kept 64x64)", slow=True),
+    _case(
+        "90 MB of text chunks.png", lambda: _png(*[_chunk(b"tEXt", b"k\0" + b"x" * 90_000)] * 1000), "(rejected|kept)"
+    ),
     _case("chunk of 2 GB that is not there.png", lambda: _png()[:33] + b"\x7f\xff\xff\xffIDAT", "rejected broken"),
-    _case("pixels of 256 MB for 64x64.png", lambda: _png(pixels=bytes(2**28)), "(rejected broken|kept 64x64)", slow=True),
+    _case(
+        "pixels of 64 MB for 64x64.png", lambda: _png(pixels=bytes(2**26)), "(rejected broken|kept 64x64)", slow=True
+    ),
     _case("allowed 64 Mpixel, half clear.png", _large_but_allowed, "kept 64x64", most_mb=1700, slow=True),
     _case("10^5 frames.apng.png", _apng, "kept 64x64"),
     _case("EXIF that leads astray.png", _png_with_exif, "(rejected broken|kept 64x64)"),
@@ -183,7 +189,9 @@ CASES = [
     _case("16,383x16,383 in 60 bytes.webp", lambda: _webp(16_383, 16_383), "rejected (too_many_pixels|broken)"),
     _case("2,000 frames.webp", _animated_webp, "kept 64x64", slow=True),
     _case("10,000 scans.jpg", lambda: _jpeg_of_scans(10_000), "rejected too_many_scans"),
-    _case("65,535x65,535.jpg", lambda: _jpeg_of_scans(0, 64).replace(b"\0\x40\0\x40", b"\xff\xff\xff\xff", 1), "rejected"),
+    _case(
+        "65,535x65,535.jpg", lambda: _jpeg_of_scans(0, 64).replace(b"\0\x40\0\x40", b"\xff\xff\xff\xff", 1), "rejected"
+    ),
     _case("EXIF of nonsense.jpg", lambda: _jpeg_with(0xE1, 60_000, 1), "kept 64x64"),
     _case("60 MB of profiles.jpg", lambda: _jpeg_with(0xE2, 60_000, 1000), "(kept 64x64|rejected broken)"),
     _case("PostScript.jpg", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n(touch canary) run\n" * 99, "rejected not_a_picture"),

@@ -16,8 +16,8 @@ from torch import Tensor
 from pipeline.errors import DataError
 from stages.models.interop.config_file import find_config, read_params
 
-_UNREADABLE = (pickle.UnpicklingError, *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError))
-_UNREADABLE += (AttributeError, ArithmeticError, AssertionError, MemoryError)
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_UNREADABLE = (pickle.UnpicklingError, *_DAMAGED, AssertionError, MemoryError)
 """What torch's reader of pickles raises for damaged ones, and for those that ask for more memory than there is."""
 
 Weights = Mapping[str, Tensor]
