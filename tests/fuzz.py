@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pipeline.errors import UserError
@@ -126,8 +127,6 @@ def _config(folder: Path) -> None:
 
 
 def _saved(name: str) -> Callable[[Path], object]:
-    import torch
-
     from pipeline.storage import Folder
     from stages.training.checkpoints import Checkpoints, save_state
 
@@ -224,13 +223,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--reader", choices=sorted(READERS), action="append")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=BATCH, help="of a reader in its turn; the first turn is whole")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a forked child has no threads but its own
     names = options.reader or list(READERS)
     found: dict[str, list[Outcome]] = {name: [] for name in names}
     until, start = time.monotonic() + 60 * options.minutes, 0
-    while time.monotonic() < until:
+    while not start or time.monotonic() < until:
         for name in names:
-            outcomes = fuzz(name, range(start, start + BATCH), options.seed)
+            outcomes = fuzz(name, range(start, start + options.cases), options.seed)
             for number, outcome in enumerate(outcomes, start):
                 if bad(outcome):
                     print(
@@ -240,7 +241,7 @@ def main() -> int:
             found[name] += outcomes
             if time.monotonic() > until and start:
                 break
-        start += BATCH
+        start += options.cases
     print(
         f"{'reader':18}{'cases':>8}{'accepted':>10}{'refused':>9}{'crashes':>9}{'hangs':>7}{'most MB':>9}{'most s':>8}"
     )

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from pipeline.errors import UserError
 from stages.data.images import Rejected
 from tests.hostile import configs, lists, models, pictures, shards
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--fast", action="store_true", help="leave out what takes more than a moment")
     parser.add_argument("--seconds", type=float, default=120.0, help="a case that takes longer hangs")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a forked child has no threads but its own
     wrong = total = 0
     worst = 0.0
     for kind, cases in CORPUS.items():

@@ -7,16 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import DataError, shown
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills fresh weights: without memory there is nothing to fill, and torch imports sympy for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
+            "normal_",
+            "uniform_",
+        ):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -41,7 +55,7 @@ def built_with(weights: Mapping[str, Tensor], build: Callable[[], Model], path: 
     are not those of the model.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             places = build().state_dict()
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path.with_name(description)} describes no possible model: {shown(str(error))}") from None

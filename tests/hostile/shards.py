@@ -213,6 +213,6 @@ CASES = [
         "words that steer a terminal",
         _nothing,
         printed,
-        r"accepted [^\\]*'\\\\x1b\[2Jline\\\\x07 \\\\u202egnp \[bold\]",
+        r"accepted '\\\\x1b[^J]*2Jline\\\\x07 \\\\u202egnp .*bold.*/red",
     ),
 ]
