@@ -9,6 +9,7 @@ error of its documented kinds; anything else is a crash, no answer within 10 s a
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
 import sys
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.errors import UserError
+from pipeline.errors import StageError, UserError
+from pipeline.manifest import FileEntry, digest_of
 from stages.data.images import Preparation, Rejected, prepare
 from stages.data.tables import read_tokens, write_table, write_tokens
 from tests.hostile import configs, lists, models, shards
@@ -106,7 +108,7 @@ def _tokens(folder: Path) -> None:
 
 
 def _rows(kind: str, **row: object) -> Callable[[Path], object]:
-    rows = [{name: f"{value}{n}" if isinstance(value, str) else value for name, value in row.items()} for n in range(8)]
+    rows = [{name: f"{value}{n}" if name in ("id", "path") else value for name, value in row.items()} for n in range(8)]
 
     def write(folder: Path) -> None:
         path = folder / f"list.{kind}"
@@ -117,9 +119,18 @@ def _rows(kind: str, **row: object) -> Callable[[Path], object]:
         elif kind == "jsonl":
             path.write_text("".join(json.dumps(it) + "\n" for it in rows))
         else:
-            path.write_text("\n".join([",".join(row), *(",".join(map(str, it.values())) for it in rows)]) + "\n")
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([list(row), *(list(it.values()) for it in rows)])
 
     return write
+
+
+def _manifest(folder: Path) -> None:
+    (folder / "dataset.json").write_text("{}")
+    entry = FileEntry.of(folder / "dataset.json", "dataset.json")
+    told = {"stage": "shard", "fingerprint": "f", "recipe": {}, "metrics": {"pictures": 3}, "notes": {}, "units": []}
+    told |= {"files": [entry.model_dump()], "digest": digest_of([entry])}
+    (folder / "manifest.json").write_text(json.dumps(told))
 
 
 def _config(folder: Path) -> None:
@@ -152,7 +163,7 @@ def _state(folder: Path) -> object:
     try:
         return load_state(folder, "state")
     except _NO_STATE as error:  # those that `Checkpoints` turns into a complaint
-        return error
+        raise StageError(str(error)) from None
 
 
 def _latest(folder: Path) -> object:
@@ -167,7 +178,7 @@ def _readers() -> dict[str, Reader]:
     pictures = {
         kind: Reader(_picture(kind), ("picture",), _prepared) for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")
     }
-    request = {"id": "a", "label": "cat", "seed": 3, "size": "64x64 "}
+    request = {"id": "a", "label": "cat", "seed": 3, "size": "64x64"}
     listed = {"path": "p", "label": "cat", "caption": "words", "boxes": '[["x", 0, 0, 9, 9]]'}
     kinds = ("csv", "jsonl", "parquet")
     return {
@@ -180,7 +191,7 @@ def _readers() -> dict[str, Reader]:
         ),
         "tokens": Reader(_tokens, ("t.parquet",), lambda folder: len(read_tokens(folder / "t.parquet"))),
         "config": Reader(_config, ("c.yaml",), configs.loaded),
-        "manifest": Reader(shards._manifest(lambda manifest: None), ("manifest.json",), shards.artifact),
+        "manifest": Reader(_manifest, ("manifest.json",), shards.artifact),
         "weights": Reader(models._described(), ("model.safetensors", "config.json"), models.tokenizer),
         "foreign": Reader(_saved("checkpoint"), ("last.ckpt",), models.checkpoint),
         "state": Reader(_saved("state"), ("state.json", "state.safetensors"), _state),
@@ -201,6 +212,8 @@ def fuzz(name: str, numbers: Sequence[int], seed: int, seconds: float = 10.0) ->
         folder.mkdir()
         reader.make(folder)
         good = {file: (folder / file).read_bytes() for file in reader.damaged}
+        (whole,) = run_isolated([partial(reader.read, folder)], DOCUMENTED, seconds=60)
+        assert whole.verdict == "accepted", f"{name} refuses what is not damaged: {whole.message}"
 
         def case(number: int) -> object:
             luck = random.Random(f"{seed}/{name}/{number}")

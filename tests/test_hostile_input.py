@@ -42,10 +42,10 @@ def test_every_hostile_file_ends_as_it_must_and_executes_nothing() -> None:
 
 
 def test_readers_of_damaged_files_neither_crash_nor_hang() -> None:
-    done = command("tests.fuzz", "--minutes", "0", "--cases", "25")
+    done = command("tests.fuzz", "--minutes", "0", "--cases", "12")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     total = re.search(r"^all +(\d+) +(\d+) +(\d+) +0 +0 ", done.stdout, re.MULTILINE)
-    assert total and int(total[1]) >= 400 and int(total[2]) > 0 and int(total[3]) > 0, "some pass, some are refused"
+    assert total and int(total[1]) >= 200 and int(total[2]) > 0 and int(total[3]) > 0, "some pass, some are refused"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_readers_of_damaged_files_neither_crash_nor_hang() -> None:
         (lambda: 1, "accepted"),
         (lambda: (_ for _ in ()).throw(DataError("no")), "refused"),
         (lambda: 1 // 0, "crash"),
-        (lambda: os.abort(), "died"),
+        (os.abort, "died"),
         (lambda: __import__("time").sleep(9), "hang"),
         (lambda: bytearray(2**40), "crash"),
     ],
@@ -106,7 +106,7 @@ def test_a_damaged_file_of_the_artifact_itself_is_found_when_it_is_read(tmp_path
     with pytest.raises(DataError, match=r"dataset.json is damaged .*: remove .*/manifest.json and run --stages shard"):
         artifact.read_json("dataset.json")
     place.unlink()
-    with pytest.raises(DataError, match="dataset.json cannot be read"):
+    with pytest.raises(DataError, match=r"dataset.json cannot be read"):
         artifact.read_json("dataset.json")
 
 

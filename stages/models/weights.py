@@ -24,13 +24,10 @@ class _Unfilled(TorchFunctionMode):
     """Leaves out what fills fresh weights: without memory there is nothing to fill, and torch imports sympy for it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-        ):
+        fills = getattr(func, "__module__", "") == "torch.nn.init"
+        if fills or getattr(func, "__name__", "") in ("normal_", "uniform_"):
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:

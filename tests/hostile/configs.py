@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import load_config
+from run_pipeline import Config
 from stages.models.interop.config_file import read_params
 from tests.hostile.case import CANARY, Hostile
 
@@ -15,8 +16,6 @@ REFUSED = "refused ConfigError: "
 
 def loaded(folder: Path) -> str:
     """What the command line makes of a config file."""
-    from run_pipeline import Config
-
     return f"seed {load_config(Config, folder / 'c.yaml').shard.seed}"
 
 
