@@ -97,9 +97,9 @@ def _outcome(case: Case, documented: tuple[type[BaseException], ...]) -> Outcome
     before, started = _status("VmRSS"), time.perf_counter()
     verdict: Verdict
     try:
-        message, verdict, code = str(case())[:300], "accepted", 0
+        message, verdict, code = str(case())[:4000], "accepted", 0
     except documented as error:
-        message, verdict, code = f"{type(error).__name__}: {error}"[:2000], "refused", getattr(error, "exit_code", 1)
+        message, verdict, code = f"{type(error).__name__}: {error}"[:4000], "refused", getattr(error, "exit_code", 1)
     except BaseException as error:
         message, verdict, code = f"{type(error).__name__}: {error} at {_place(error)}"[:600], "crash", 1
     seconds, peak = time.perf_counter() - started, _status("VmHWM") - before
