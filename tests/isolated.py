@@ -7,6 +7,7 @@ a crash, and what takes too long or dies is seen from outside.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -80,6 +81,7 @@ def _received(descriptor: int, count: int, seconds: float) -> Iterator[Outcome]:
 
 def _child(cases: Sequence[Case], documented: tuple[type[BaseException], ...], sending: int) -> None:
     try:
+        faulthandler.disable()
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)  # decoders talk

@@ -153,7 +153,13 @@ CASES = [
         REFUSED + ".*must be",
     ),
     Hostile("path is an object.jsonl", _text("l.jsonl", '{"path": {"a": 1}}'), listed, REFUSED + ".*path is"),
-    Hostile("50 million rows in kilobytes.parquet", _repeated_rows, listed, REFUSED + ".*(is listed again|cannot be read at)", slow=True),
+    Hostile(
+        "50 million rows in kilobytes.parquet",
+        _repeated_rows,
+        listed,
+        REFUSED + ".*(is listed again|cannot be read at)",
+        slow=True,
+    ),
     Hostile("value of 64 MB in kilobytes.parquet", _huge_value, listed, REFUSED + ".*cannot be read at"),
     Hostile("text that is none.parquet", _not_utf8, listed, REFUSED + ".*cannot be read as Parquet"),
     Hostile("pickled type.parquet", _pickled_type, listed, REFUSED + ".*a.png.* cannot be read at"),
@@ -177,7 +183,7 @@ CASES = [
         "caption of 1 MB.csv", _text("l.csv", "id,caption\na," + "x" * 10**6 + "\n"), asked, REFUSED + ".*caption is"
     ),
     Hostile(
-        "value of 64 MB.parquet", _huge_value, asked, REFUSED + ".*unknown column|" + REFUSED + ".*'path'|accepted"
+        "value of 64 MB.parquet", _huge_value, asked, "accepted 1 requests"
     ),
     Hostile("class folder with a line break", _named("a\nb/1.png"), walked, REFUSED + ".*cannot be printed"),
     Hostile("class folder that clears the terminal", _named("\x1b[2J/1.png"), walked, REFUSED + ".*cannot be printed"),
