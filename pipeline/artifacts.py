@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StorageError
-from pipeline.manifest import MANIFEST, FileEntry, UnitRecord
+from pipeline.manifest import MANIFEST, FileEntry, UnitRecord, digest_of
 from pipeline.storage import Folder, StoredFile, canonical_json
 from pipeline.units import UnitStore
 
@@ -67,7 +67,7 @@ class Artifact:
         """Read a finished artifact. Raises StorageError where its manifest is damaged."""
         try:
             manifest = folder.read_json(MANIFEST)
-            return cls(
+            found = cls(
                 folder=folder,
                 store=store,
                 stage=manifest["stage"],
@@ -79,8 +79,14 @@ class Artifact:
                 own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
                 units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
             )
-        except (json.JSONDecodeError, KeyError, ValueError) as error:
-            raise StorageError(f"{folder}/{MANIFEST} is damaged ({error}): redo the stage with --force") from error
+            if digest_of(found.files) != found.digest:
+                raise ValueError("its digest is not that of the files it lists")
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise StorageError(
+                f"{folder}/{MANIFEST} is damaged ({error}): remove it, then run the same command again, which makes it "
+                "anew of what is finished"
+            ) from error
+        return found
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -91,20 +97,27 @@ class Artifact:
     def _stored(self) -> dict[str, StoredFile]:
         of_units = [(self.store.folder_of(unit.key), entry) for unit in self.units for entry in unit.files]
         own = [(self.folder, entry) for entry in self.own_files]
-        return {entry.path: home.file(entry.path, entry) for home, entry in [*of_units, *own]}
+        return {entry.path: home.file(entry.path, entry, self._remedy(home)) for home, entry in [*of_units, *own]}
 
     def file(self, path: str) -> StoredFile:
         """Return a reference to one of the files, e.g. `train-000003.tar`, for units and readers on any machine."""
         return self._stored.get(path) or self.folder.file(path)
 
     def local(self, path: str) -> Path:
-        """Return a local path of one of the files, e.g. `model.safetensors`, there as long as this process lives."""
-        stored = self.file(path)
-        return stored.folder.local(path, stored.known)
+        """Return a local path of one of the files, e.g. `model.safetensors`, there as long as this process lives.
+
+        It is hashed when a process first asks for it. Raises DataError where its content is not what was written.
+        """
+        return self.file(path).local()
 
     def held(self, path: str) -> AbstractContextManager[Path]:
         """Within the block, a local path of one of the files: for going through many of them."""
         return self.file(path).held()
+
+    def _remedy(self, home: Folder) -> str:
+        """How to make the files of a folder again, and no more than these."""
+        unit = "" if home == self.folder else f" and {home}"
+        return f"remove {self.folder}/{MANIFEST}{unit} and run --stages {self.stage}, which makes what is missing"
 
     def read_json(self, path: str) -> Any:
         """Return the value of one of its JSON files."""

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, shown
+from pipeline.plain_yaml import LONGEST, read_yaml
 
 
 class StrictModel(BaseModel):
@@ -56,6 +57,8 @@ class TrackingConfig(StrictModel):
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MOST_MISTAKES = 20
+"""Of a file that are named at once."""
 SMOKE = "smoke"
 """The section of a file that only a smoke run reads."""
 
@@ -67,10 +70,13 @@ def load_config(model: type[Model], path: Path, overrides: Sequence[str] = (), *
     Raises ConfigError naming file, key, value and remedy.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            tree = read_yaml(file.read(LONGEST + 1))
     except FileNotFoundError:
         raise ConfigError(f"config {path} does not exist: name one with --config, e.g. configs/emoji.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read ({error.strerror}): name another with --config") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"config {path} is not readable YAML: {error}") from None
     if not isinstance(tree, dict | None):
         raise ConfigError(f"config {path} must be a mapping of sections, not {type(tree).__name__}")
@@ -90,7 +96,10 @@ def validate(model: type[Model], tree: Mapping[str, Any], origin: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join([f"{origin}:", *(_explain(model, item) for item in error.errors())])) from None
+        lines = [_explain(model, item) for item in error.errors()[:MOST_MISTAKES]]
+        more = error.error_count() - len(lines)
+        lines += [f"  and {more} more mistakes"] if more else []
+        raise ConfigError("\n".join([f"{origin}:", *lines])) from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -124,8 +133,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
         tree = child
     try:
-        tree[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree[last] = read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {override!r}: the value is not readable YAML: {error}") from None
 
 
@@ -144,7 +153,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         kinds = [str(section.model_fields[tag].default) for section in sections]
         return f"  {location}: which one? Set {location}.{tag} as well, to one of {', '.join(kinds)}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"  {location or 'config'}: {message}" + (f" (got {item['input']!r})" if location else "")
+    return f"  {location or 'config'}: {message}" + (f" (got {shown(item['input'])})" if location else "")
 
 
 def _follow(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:

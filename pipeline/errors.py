@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
+from typing import Any
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal, turn the direction of writing, or are none."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def visible(text: str) -> str:
+    """Return text as a terminal and a log may have it: what would steer them stands there in its escaped form."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shown(value: Any) -> str:
+    """Return a wrong value for a message: its `repr`, however large it is no longer than a few lines."""
+    return _SHORT.repr(value)
+
 
 class UserError(Exception):
     """An error whose message is meant for the person at the keyboard: it names the value and the remedy."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class StageError(UserError):

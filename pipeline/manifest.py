@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from pipeline.config import StrictModel
 from pipeline.storage import canonical_json, content_hash
 
@@ -22,6 +24,13 @@ class FileEntry(StrictModel):
     path: str
     bytes: int
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_in_its_folder(cls, path: str) -> str:
+        if not path or path.startswith("/") or "\\" in path or "\0" in path or ".." in path.split("/"):
+            raise ValueError(f"{path!r} leads out of its folder")
+        return path
 
     @classmethod
     def of(cls, path: Path, name: str) -> FileEntry:

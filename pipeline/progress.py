@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.errors import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -38,7 +40,7 @@ class Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line above any progress bar."""
-        self.console.print(text, style=style, markup=False)
+        self.console.print(visible(text), style=style, markup=False)
 
     def begin(self, stage: str) -> None:
         """Announce that a stage runs."""
@@ -86,12 +88,13 @@ class Screen:
         """Print a table."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=Text(visible(title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(visible(cell)) for cell in row))  # a text could hold rich's own markup
         self.console.print(table, soft_wrap=False)
 
 

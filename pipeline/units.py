@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.manifest import FORMAT_VERSION, FileEntry, UnitRecord, digest_of
-from pipeline.storage import Folder, canonical_json
-
-if TYPE_CHECKING:
-    pass
+from pipeline.storage import Folder, StoredFile, canonical_json
 
 RECORD = "unit.json"
 ASKED_AT_ONCE = 16
@@ -61,16 +60,18 @@ class UnitStore:
         return self.folder / key[:32]
 
     def find(self, unit: Unit) -> UnitRecord | None:
-        """Return the finished unit, None where it is missing or, on a disk, its files have not the recorded sizes."""
+        """Return the finished unit; None where it is missing, its record damaged or, on a disk, a file cut."""
         key = self.key(unit)
         home = self.folder_of(key)
         try:
             record = UnitRecord.model_validate_json(home.read(RECORD))
         except FileNotFoundError:
             return None
+        except ValidationError:
+            return None
         # Behind a URL files appear whole, the record last: asking for each would take minutes of a large data set.
-        intact = not home.is_local or all(home.size(entry.path) == entry.bytes for entry in record.files)
-        return record if record.key == key and intact else None
+        whole = not home.is_local or all(home.size(entry.path) == entry.bytes for entry in record.files)
+        return record if record.key == key and whole else None
 
     def find_all(self, units: Sequence[Unit]) -> dict[str, UnitRecord]:
         """Return those units that are finished, by name."""
@@ -80,6 +81,12 @@ class UnitStore:
             with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
                 found = list(pool.map(self.find, units))
         return {unit.name: record for unit, record in zip(units, found, strict=True) if record is not None}
+
+    def files(self, record: UnitRecord) -> dict[str, StoredFile]:
+        """Return a unit's files by their names."""
+        home = self.folder_of(record.key)
+        remedy = f"remove {home} and run the same command again, which makes what is missing"
+        return {entry.path: home.file(entry.path, entry, remedy) for entry in record.files}
 
     def make(self, unit: Unit, worker: Worker) -> UnitRecord:
         """Run the worker in a scratch folder and commit what it wrote, its record last."""

@@ -48,14 +48,18 @@ class Workdir:
         home = self.folder / stage.name
         if not home.exists(LATEST):
             return None
-        return self.find(stage, home.read_json(LATEST)["fingerprint"])
+        mark = _latest_mark(home)
+        return self.find(stage, mark) if mark else None
 
     def made_last(self, name: str) -> Artifact | None:
         """Return what the stage of this name made last, to be read: for commands that know no graph."""
         folder = self.folder / name
         if not folder.exists(LATEST):
             return None
-        home = folder / folder.read_json(LATEST)["fingerprint"][:12]
+        mark = _latest_mark(folder)
+        if mark is None:
+            return None
+        home = folder / mark[:12]
         # Finished units are found by their keys; the version only decides keys of new ones.
         store = UnitStore(self.folder / "units" / name, name, 0)
         return Artifact.load(home, store) if home.exists(MANIFEST) else None
@@ -63,7 +67,7 @@ class Workdir:
     def point_latest(self, stage: Stage, fingerprint: str) -> None:
         """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there."""
         home = self.folder / stage.name
-        if home.exists(LATEST) and home.read_json(LATEST)["fingerprint"] == fingerprint:
+        if home.exists(LATEST) and _latest_mark(home) == fingerprint:
             return
         home.write_json(LATEST, {"fingerprint": fingerprint})
         if home.is_local:
@@ -76,7 +80,9 @@ class Workdir:
     def read_attempt(self, stage: Stage, fingerprint: str) -> dict[str, Any]:
         """Return what is known of earlier attempts at an artifact: their number and the tracker's run."""
         folder = self.artifact_folder(stage, fingerprint)
-        return dict(folder.read_json(ATTEMPT)) if folder.exists(ATTEMPT) else {"number": 0, "run_id": None}
+        none: dict[str, Any] = {"number": 0, "run_id": None}
+        known = _read_note(folder, ATTEMPT) if folder.exists(ATTEMPT) else {}
+        return {**none, **known} if isinstance(known.get("number"), int) else none
 
     def write_attempt(self, stage: Stage, fingerprint: str, attempt: Mapping[str, Any]) -> None:
         """Record an attempt before it starts."""
@@ -120,3 +126,18 @@ class Workdir:
         except (ValueError, KeyError):
             who = "by another run"
         return f"workdir {self.folder} is in use {who}: wait for it, stop it, or choose another --workdir"
+
+
+def _latest_mark(home: Folder) -> str | None:
+    """The fingerprint of what a stage made last; None where its note is damaged, which costs nothing but comfort."""
+    mark = _read_note(home, LATEST).get("fingerprint")
+    return mark if isinstance(mark, str) and mark.isalnum() else None
+
+
+def _read_note(folder: Folder, name: str) -> dict[str, Any]:
+    """A small file of the workdir's own; nothing of a damaged one."""
+    try:
+        note = folder.read_json(name)
+    except (ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}

@@ -225,7 +225,6 @@ def unit_arrays(output: Output, record: UnitRecord) -> dict[str, Any]:
     """The arrays of a finished unit."""
     from safetensors.numpy import load_file
 
-    entry = record.files[0]
-    with output.store.folder_of(record.key).held(entry.path, entry) as path:
+    with output.store.files(record)[record.files[0].path].held() as path:
         arrays: dict[str, Any] = load_file(path)
     return arrays

@@ -230,13 +230,14 @@ class _Made:
         self, output: Output, dataset: Mapping[str, Any], tombstones: Mapping[str, Sequence[str]]
     ) -> bytes:
         from stages.data.contact_sheet import choose_pictures, draw_contact_sheet
-        from stages.data.shards import Shard, place_of
+        from stages.data.shards import Shard
 
         shards = []
         for record in self.records:
             if record.name.startswith("train-"):
-                tar, gone = place_of(output.store, record), frozenset(tombstones.get(record.name, ()))
-                shards.append(Shard(record.name, tar, record.digest, gone))
+                tar = output.store.files(record)[f"{record.name}.tar"]
+                gone = frozenset(tombstones.get(record.name, ()))
+                shards.append(Shard(record.name, tar, record.digest, gone, record.files))
         size, classes = self.config.image_size, self.plan.classes
         shown = classes[:: -(-len(classes) // 24)] if len(classes) > 24 else classes
         chosen = choose_pictures(shards, len(classes), each=12)

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.storage import remote
 from pipeline.storage.cache import node_cache
-from pipeline.storage.content import Known, content_hash
+from pipeline.storage.content import Known, content_hash, verified
 from pipeline.storage.disk import TEMPORARY, explaining, sync
 
 PIECE = 32 * 2**20
@@ -212,9 +212,9 @@ class Folder:
             return os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
         return node_cache().open(self.url, name, known)[1]
 
-    def file(self, name: str, known: Known | None = None) -> StoredFile:
+    def file(self, name: str, known: Known | None = None, remedy: str = "") -> StoredFile:
         """Return a reference to a file, good on every machine that reaches the folder."""
-        return StoredFile(self, name, known)
+        return StoredFile(self, name, known, remedy)
 
     def remove(self, name: str) -> None:
         """Remove a file or everything below a folder; nothing happens where there is none."""
@@ -261,7 +261,9 @@ class StoredFile:
     folder: Folder
     name: str
     known: Known | None = None
-    """Its recorded size and hash: a copy of it is verified."""
+    """Its recorded size and hash: it is verified when a process first opens it."""
+    remedy: str = ""
+    """How to make it again where it is damaged."""
 
     def __str__(self) -> str:
         return f"{self.folder}/{self.name}"
@@ -283,14 +285,26 @@ class StoredFile:
         """Return the file of this name with another ending."""
         return StoredFile(self.folder, self.name.removesuffix(Path(self.name).suffix) + suffix)
 
-    def held(self) -> contextlib.AbstractContextManager[Path]:
-        """Within the block, a local path of it."""
-        return self.folder.held(self.name, self.known)
+    def local(self) -> Path:
+        """Return a local path of it, there as long as this process lives. Raises DataError where it is damaged."""
+        return self._verified(self.folder.local(self.name, self.known))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Path]:
+        """Within the block, a local path of it. Raises DataError where it is damaged."""
+        with self.folder.held(self.name, self.known) as path:
+            yield self._verified(path)
 
     def open(self) -> int:
-        """Return a descriptor of it, or of a local copy."""
+        """Return a descriptor of it, or of a local copy. Raises DataError where it is damaged."""
+        if self.is_local:
+            self._verified(self.folder.path / self.name)
         return self.folder.open(self.name, self.known)
 
     def read_range(self, offset: int, size: int) -> bytes:
         """Return some of its bytes, and fetch no others."""
         return self.folder.read_range(self.name, offset, size)
+
+    def _verified(self, path: Path) -> Path:
+        """Copies were verified when they were fetched."""
+        return verified(path, self.known, self.remedy) if self.known and self.is_local else path

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, shown
 from stages.data.images import Preparation, Rejected, open_image, turn_of
 from stages.data.pictures import Box
 from stages.data.windows import Window
@@ -46,26 +46,28 @@ def parse_boxes(cell: Any, where: str) -> tuple[Box, ...] | None:
     if isinstance(cell, str):
         try:
             boxes = json.loads(cell)
-        except ValueError as error:
-            raise DataError(f"{where}: boxes {cell!r} are no JSON ({error}): correct or empty the cell") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: boxes {shown(cell)} are no JSON ({error}): correct or empty the cell") from None
     if not isinstance(boxes, list):
-        raise DataError(f"{where}: boxes {cell!r} must be a list of [class name, left, top, right, bottom]")
+        raise DataError(f"{where}: boxes {shown(cell)} must be a list of [class name, left, top, right, bottom]")
     return tuple(_checked(box, where) for box in boxes)
 
 
 def _checked(box: Any, where: str) -> Box:
     if not (isinstance(box, list) and len(box) == 5 and all(map(_is_number, box[1:]))):
-        raise DataError(f"{where}: box {box!r} must be [class name, left, top, right, bottom], edges in pixels")
+        raise DataError(f"{where}: box {shown(box)} must be [class name, left, top, right, bottom], edges in pixels")
     label, (left, top, right, bottom) = box[0], map(float, box[1:])
     named = isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip()
     if not (named and len(str(label)) <= LONGEST_LABEL and str(label).isprintable()):
         raise DataError(
-            f"{where}: box {box!r}: its class must be a name of at most {LONGEST_LABEL} printable characters"
+            f"{where}: box {shown(box)}: its class must be a name of at most {LONGEST_LABEL} printable characters"
         )
     if right <= left or bottom <= top:
-        raise DataError(f"{where}: box {box!r} is empty: write [class name, left, top, right, bottom], not a size")
+        raise DataError(f"{where}: box {shown(box)} is empty: write [class name, left, top, right, bottom], not a size")
     if right - left <= 1 and bottom - top <= 1:
-        raise DataError(f"{where}: box {box!r} is a pixel at most: write edges in pixels, not in shares of the side")
+        raise DataError(
+            f"{where}: box {shown(box)} is a pixel at most: write edges in pixels, not in shares of the side"
+        )
     return Box(str(label).strip(), left, top, right, bottom)
 
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from pipeline.errors import DataError, shown
+
 PADDING = "[PAD]"
 
 
@@ -36,7 +38,11 @@ class Captions:
     """Turns captions into tokens as `learn_captions` learnt them."""
 
     def __init__(self, text: str) -> None:
-        self._tokenizer = Tokenizer.from_str(text)
+        """Raises DataError where `text` is not what `learn_captions` returned."""
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library has no class of its own
+            raise DataError(f"byte pairs of captions cannot be read ({shown(str(error))}): make them again") from None
 
     def __len__(self) -> int:
         """Values of a token, padding included."""

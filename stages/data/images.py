@@ -25,9 +25,13 @@ ImageFormat = Literal["png", "webp", "jpg"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """The only decoders that untrusted bytes can reach. Pillow's others stay shut, whatever a file's name says."""
 
+_JPEG, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 _JPEG_QUALITY = 95
 _WEBP_QUALITY = 92
 _ORIENTATION = 0x0112
+MOST_SCANS = 200
+"""Of a JPEG, those of pictures inside its headers counted. Progressive ones have about ten; each costs a decoder a pass
+over all pixels, however few bytes it has."""
 _MIRRORED_PICTURES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,11 +75,13 @@ class Preparation:
 def prepare(data: bytes, how: Preparation) -> Image.Image:
     """Decode an untrusted picture: upright, RGB or L, transparency on white, `image_size` pixels square.
 
-    Raises Rejected with one of the codes empty, not_a_picture, broken, too_many_pixels, too_small, animated,
-    unknown_range.
+    Raises Rejected with one of the codes empty, not_a_picture, broken, too_many_pixels, too_many_scans, too_small,
+    animated, unknown_range.
     """
     if not data:
         raise Rejected("empty", "the file has no bytes")
+    if data.startswith(_JPEG) and (scans := data.count(_START_OF_SCAN)) > MOST_SCANS:
+        raise Rejected("too_many_scans", f"{scans} scans are more than the {MOST_SCANS} that any JPEG needs")
     image = open_image(data)
     width, height = image.size
     if width * height > how.max_pixels:
@@ -107,8 +113,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What makes an opened picture upright, by its EXIF orientation."""
-    orientation = image.getexif().get(_ORIENTATION) if image.format in ("JPEG", "MPO", "WEBP", "PNG", "TIFF") else 1
+    """What makes an opened picture upright, by its EXIF orientation. Raises Rejected where that is damaged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION) if image.format in ("JPEG", "MPO", "WEBP", "PNG", "TIFF") else 1
+    except DECODER_FAULTS as error:
+        raise Rejected("broken", f"its EXIF cannot be read ({brief(error)})") from None
     return _MIRRORED_PICTURES.get(orientation) if isinstance(orientation, int) else None
 
 

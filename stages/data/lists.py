@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import SourceFile
-from pipeline.errors import DataError
+from pipeline.errors import DataError, shown
 from pipeline.storage import Folder, content_hash
 from stages.data.boxes import parse_boxes
 from stages.data.pictures import UNLABELLED, MapFile, Picture
@@ -84,11 +84,12 @@ def list_files(place: str | Path) -> Iterator[SourceFile]:
             listed.add(name)
             try:
                 yield path.named(name)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: no file system has such a name
+                reason = error.strerror if isinstance(error, OSError) else error
                 raise DataError(
-                    f"{path}, {where}: {'picture' if what == 'path' else what} {name!r} cannot be read at "
-                    f"{_shown(path.folder, name)} ({error.strerror}): correct the path (relative ones start at the "
-                    "list file) or remove the row"
+                    f"{path}, {where}: {'picture' if what == 'path' else what} {shown(name)} cannot be read at "
+                    f"{_shown(path.folder, name)} ({reason}): correct the path (relative ones start at the list file) "
+                    "or remove the row"
                 ) from None
 
 
@@ -132,7 +133,7 @@ def _checked_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, raw in rows:
         row = {name: raw[name] for name in COLUMNS if name in raw}
         if "path" not in row:
-            names = ", ".join(map(str, raw)) or "none"
+            names = shown(", ".join(map(str, raw)) or "none")[1:-1]
             raise DataError(f"{path}, {where}: no column 'path' (there are: {names}): name the pictures' column so")
         checked: dict[str, Any] = {
             name: (
@@ -142,7 +143,9 @@ def _checked_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         }
         first = seen.setdefault(checked["path"], where)
         if first != where:
-            raise DataError(f"{path}, {where}: {checked['path']!r} is listed again (before: {first}): keep one of them")
+            raise DataError(
+                f"{path}, {where}: {shown(checked['path'])} is listed again (before: {first}): keep one of them"
+            )
         yield where, checked
     if len(seen) == 1:
         raise DataError(f"source list {path} has no rows: add one for each picture")
@@ -160,7 +163,7 @@ def _text(value: Any, name: str, where: str) -> str:
     if name == "label" and good:
         good = len(str(value)) <= _MAX_LABEL and str(value).isprintable()
     if empty or not good:
-        what = "is empty" if empty else f"is {value!r}"
+        what = "is empty" if empty else f"is {shown(value)}"
         need = f"a name of at most {_MAX_LABEL} printable characters, or a whole number" if name == "label" else "text"
         raise DataError(f"{where}: {name} {what}, but must be {need}: correct or remove the row")
     return str(value).strip() if required else str(value)

@@ -19,6 +19,11 @@ from stages.data.pictures import Box
 from stages.data.places import located
 from stages.data.shards import Sample, sample_key, write_shard
 
+LARGEST_PIXEL = 8
+"""Bytes of a pixel that is not compressed, in 16 bit with transparency."""
+LARGEST_OVERHEAD = 64 * 2**20
+"""Bytes of a file beside its first picture: other frames, profiles, previews."""
+
 ReadPicture = Callable[[str, int, str], bytes]
 """The bytes of the listed picture of a path, size and stamp."""
 
@@ -30,18 +35,22 @@ class FileReader:
     root: Path
 
     def __call__(self, path: str, size: int, stamp: str) -> bytes:
-        """Return a file's bytes. Raises DataError where it is not the listed one, Rejected where it is unreadable."""
+        """Return a file's bytes. Raises DataError where it is not the listed one, or cannot be read now: neither is a
+        property of the picture, and a shard without it would be taken for finished for ever."""
         if "://" in path:  # a list on a disk may name what is not
             return ObjectReader(Folder.at(self.root))(path, size, stamp)
         place = self.root / path
         try:
             with place.open("rb") as file:
-                data = file.read()
+                data = file.read(size + 1)
                 modified = str(os.fstat(file.fileno()).st_mtime_ns)
         except FileNotFoundError:
             raise DataError(_gone(place)) from None
         except OSError as error:
-            raise Rejected("unreadable", f"the file cannot be read ({error.strerror})") from None
+            raise DataError(
+                f"{place} cannot be read ({error.strerror}): make it readable, or remove it, and run the same command "
+                "again; finished shards are kept"
+            ) from None
         if len(data) != size or (stamp.isdecimal() and stamp != modified):
             raise DataError(_changed(place))
         return data
@@ -111,7 +120,7 @@ class Packer:
             maps = [it for it in more if it[0] != "boxes"]
             listed = next((tuple(Box(*box) for box in it[1]) for it in more if it[0] == "boxes"), None)
             try:
-                data = self.read(path, size, stamp)
+                data = self._read(path, size, stamp)
                 image = encode_image(prepare(data, self.preparation), self.image_format)
                 mapped = self._maps(data, maps)
                 boxes = None if listed is None else prepare_boxes(data, listed, self.preparation)
@@ -120,11 +129,17 @@ class Packer:
                 continue
             yield Sample(sample_key(path), label, caption, printable(group), image, printable(path), mapped, boxes)
 
+    def _read(self, path: str, size: int, stamp: str) -> bytes:
+        largest = LARGEST_OVERHEAD + LARGEST_PIXEL * self.preparation.max_pixels
+        if size > largest:
+            raise Rejected("too_many_bytes", f"{size:,} bytes are more than {largest:,}, what max_pixels could fill")
+        return self.read(path, size, stamp)
+
     def _maps(self, picture: bytes, maps: Sequence[Sequence[Any]]) -> dict[str, bytes]:
         """The encoded maps of a picture, cut as it was."""
         found, shape = {}, upright_size(open_image(picture))
         for kind, path, size, stamp in maps:
-            data = self.read(path, size, stamp)
+            data = self._read(path, size, stamp)
             found[kind] = encode_image(prepare_map(data, kind, shape, self.preparation), "png")
         if self.alpha:
             found["alpha"] = encode_image(prepare_alpha(picture, self.preparation), "png")

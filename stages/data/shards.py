@@ -16,20 +16,19 @@ import re
 import tarfile
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from pipeline.errors import DataError
-from pipeline.storage import StoredFile, canonical_json
-from stages.data.images import image_dimensions, image_extension
+from pipeline.errors import DataError, shown
+from pipeline.manifest import FileEntry
+from pipeline.storage import Folder, StoredFile, canonical_json
+from stages.data.images import brief, image_dimensions, image_extension
 from stages.data.pictures import Box
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
-    from pipeline.manifest import UnitRecord
-    from pipeline.units import UnitStore
 
 MAP_EXTENSIONS = {"segmentation": "seg.png", "depth": "depth.png", "pose": "pose.png", "alpha": "alpha.png"}
 """Of the members that are maps, by kind."""
@@ -69,6 +68,8 @@ class Shard(os.PathLike[str]):
     digest: str
     """Changes when the bytes or the tombstones change: address what is derived from a shard by this."""
     tombstones: frozenset[str] = frozenset()
+    files: tuple[FileEntry, ...] = ()
+    """What was written, by which the reader knows damage; without them it knows cuts, and damaged pictures."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -85,15 +86,9 @@ def open_split(artifact: Artifact, split: Literal["train", "val", "sample"]) -> 
         if unit.name.startswith(f"{split}-") and entry.path == f"{unit.name}.tar":
             keys = frozenset(removed.get(unit.name, ()))
             marked = hashlib.sha256(canonical_json([unit.digest, sorted(keys)]).encode()).hexdigest()
-            shards.append(Shard(unit.name, place_of(artifact.store, unit), marked if keys else unit.digest, keys))
+            tar, digest = artifact.file(entry.path), marked if keys else unit.digest
+            shards.append(Shard(unit.name, tar, digest, keys, unit.files))
     return shards
-
-
-def place_of(store: UnitStore, unit: UnitRecord) -> Path | StoredFile:
-    """Where the tar of a finished unit lies: a path on a disk, a reference behind a URL, both good on any machine."""
-    home, entries = store.folder_of(unit.key), {entry.path: entry for entry in unit.files}
-    tar = f"{unit.name}.tar"
-    return home.path / tar if home.is_local else home.file(tar, entries[tar])
 
 
 def sample_key(path: str) -> str:
@@ -138,15 +133,28 @@ class ShardReader:
 
     Table and tar are opened when first needed and let go of by `close`, after which a reader can be used again; it can
     be pickled, and shared with forked processes.
-    Raises DataError where the tar, the index and the table do not agree: a shard cut at a member boundary still
-    parses as a tar, so its size and count are checked when it is opened, and a picture's hash whenever it is read.
+    Raises DataError where one of the three files is not what was written (each is hashed when a process first opens
+    it), where they do not agree (a shard cut at a member boundary still parses as a tar), and where a picture is not
+    what the table says, whenever it is read.
     """
 
     def __init__(self, shard: Shard | StoredFile | Path, *, few: bool = False) -> None:
         """`few`: only some samples will be read; of a shard behind a URL no more than these is fetched."""
-        self.path = shard.path if isinstance(shard, Shard) else shard
+        tar = shard.path if isinstance(shard, Shard) else shard
+        if not isinstance(tar, StoredFile):
+            tar = Folder.at(Path(tar).parent).file(Path(tar).name)
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
         self.few = few
+        written = {Path(it.path).suffix: it for it in shard.files} if isinstance(shard, Shard) else {}
+        self._files = {
+            suffix: replace(tar.beside(suffix), known=written.get(suffix), remedy=tar.remedy or _REMEDY)
+            for suffix in (".tar", ".json", ".idx")
+        }
+
+    @property
+    def path(self) -> StoredFile:
+        """The tar."""
+        return self._files[".tar"]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -173,7 +181,7 @@ class ShardReader:
         offset, size = row["members"][extension]
         image = self._read(offset, size)
         if hashlib.sha256(image).hexdigest() != row["sha256"]:
-            raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {_REMEDY}")
+            raise DataError(f"{self.path}: the picture of {row['key']} is damaged: {self.path.remedy}")
         return image
 
     def read_map(self, i: int, kind: str) -> bytes:
@@ -187,8 +195,8 @@ class ShardReader:
             )
         offset, size = member
         data = self._read(offset, size)
-        if hashlib.sha256(data).hexdigest() != row["maps"][kind]:
-            raise DataError(f"{self.path}: the {kind} map of {row['key']} is damaged: {_REMEDY}")
+        if hashlib.sha256(data).hexdigest() != row.get("maps", {}).get(kind):
+            raise DataError(f"{self.path}: the {kind} map of {row['key']} is damaged: {self.path.remedy}")
         return data
 
     def close(self) -> None:
@@ -198,43 +206,59 @@ class ShardReader:
             self._closing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "tombstones": self.tombstones, "few": self.few}
+        return {name: vars(self)[name] for name in ("tombstones", "few", "_files")}
 
     def _read(self, offset: int, size: int) -> bytes:
-        if self.few and isinstance(self.path, StoredFile):
+        if self.few and not self.path.is_local:
             return self.path.read_range(offset, size)
         return os.pread(self._descriptor, size, offset)  # has no position that forked processes would share
 
     @cached_property
     def _descriptor(self) -> int:
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags) if isinstance(self.path, Path) else self.path.open()
+        try:
+            descriptor = self.path.open()
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error.strerror}): {self.path.remedy}") from None
         self._closing = weakref.finalize(self, os.close, descriptor)
         return descriptor
 
-    def _beside(self, suffix: str) -> bytes:
-        """The content of a file beside the tar."""
-        if isinstance(self.path, Path):
-            return self.path.with_suffix(suffix).read_bytes()
-        with self.path.beside(suffix).held() as path:
-            return path.read_bytes()
-
     def _read_table(self) -> list[dict[str, Any]]:
         try:
-            rows: list[dict[str, Any]] = json.loads(self._beside(".json"))
-            index = self._beside(".idx").decode("ascii").splitlines()
-            size = self.path.stat().st_size if isinstance(self.path, Path) else self.path.size
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: the shard cannot be read ({error}): {_REMEDY}") from None
+            with self._files[".json"].held() as table, self._files[".idx"].held() as lines:
+                rows: list[dict[str, Any]] = json.loads(table.read_bytes())
+                index = lines.read_text(encoding="ascii").splitlines()
+            size = self.path.size
+            if self.path.known is None:
+                for row in rows:
+                    _check_row(row)
+        except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"{self.path}: the shard cannot be read ({brief(error)}): {self.path.remedy}") from None
         if index[:1] != [f"{INDEX_VERSION} {len(rows)}"] or len(index) != len(rows) + 1:
-            raise DataError(f"{self.path}: its index does not list the {len(rows)} samples of its table: {_REMEDY}")
+            raise DataError(
+                f"{self.path}: its index does not list the {len(rows)} samples of its table: {self.path.remedy}"
+            )
         ends = [at + length for row in rows for at, length in row["members"].values()]
         if size < max(ends, default=0) + 2 * tarfile.BLOCKSIZE or size % tarfile.RECORDSIZE:
-            raise DataError(f"{self.path}: {size} bytes, cut short: {_REMEDY}")
+            raise DataError(f"{self.path}: {size} bytes, cut short: {self.path.remedy}")
         return rows
 
 
 _REMEDY = "run with --verify to see what else is damaged, and redo the stage with --force"
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """Raise ValueError, or LookupError, for a row of a table that no writer of ours wrote."""
+    texts = (row["key"], row["caption"], row["group"], row["source"], row["sha256"])
+    numbers = (row["label"], row["width"], row["height"])
+    if not (all(type(it) is str for it in texts) and all(type(it) is int for it in numbers)):
+        raise ValueError(f"the row of {shown(row['key'])} holds a value of another kind")
+    members = row["members"]
+    places = [number for place in members.values() for number in place]
+    if len(places) != 2 * len(members) or not all(type(it) is int and 0 <= it < 2**40 for it in places):
+        raise ValueError(f"the row of {row['key']} places its members where no tar has any")
+    if not any(kind in members for kind in IMAGE_EXTENSIONS):
+        raise ValueError(f"the row of {row['key']} has no picture")
+    boxes_of(row)
 
 
 def _write_sample(file: BinaryIO, sample: Sample) -> dict[str, Any]:

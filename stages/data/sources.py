@@ -201,7 +201,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"source folder {root} {what}: set shard.source.path to a folder of pictures")
     visited: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(root, followlinks=True):
+    for place, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
         status = Path(place).stat()
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
@@ -211,6 +211,13 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
         relative = os.path.relpath(place, root)
         for name in sorted(name for name in files if not name.startswith(".")):
             yield root, name if relative == "." else f"{relative}/{name}".replace(os.sep, "/")
+
+
+def _refuse(error: OSError) -> None:
+    """Without this `os.walk` leaves out a folder that it cannot read, and its pictures would seem to be removed."""
+    raise DataError(
+        f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it out of the source"
+    ) from None
 
 
 def _nothing_found(config: FolderSource) -> str:
@@ -232,6 +239,12 @@ def _folder_pictures(config: FolderSource, listing: Sequence[SourceFile]) -> lis
             "the class folders: move them into one, or set shard.source.layout=flat to take all pictures as one class"
         )
     labels = [file.path.split("/", 1)[0] for file in listing]
+    for label in set(labels):
+        if not label.isprintable():
+            raise DataError(
+                f"{config.path}: class folder {label!r} has a name that cannot be printed: rename it, or "
+                "set shard.source.layout=flat to take all pictures as one class"
+            )
     return [
         Picture(file.path, file.bytes, file.stamp, label, label.replace("_", " "), file.path)
         for file, label in zip(listing, labels, strict=True)

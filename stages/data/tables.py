@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, shown
+
+ROWS_AT_ONCE = 1024
+"""Of a table that is read row by row."""
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, MemoryError)
+"""What damaged files, and cells that Python has no value for, make pyarrow raise."""
 
 
 @dataclass(frozen=True)
@@ -96,21 +102,46 @@ def read_table(path: Path) -> dict[str, Any]:
 
     A number column with empty cells is a list with None in them. Raises DataError where the file is no Parquet.
     """
-    table = _explained(path, pq.read_table)
-    return {name: _from_arrow(table.column(name)) for name in table.column_names}
+    with _explained(path):
+        table = pq.read_table(path)
+        return {name: _from_arrow(table.column(name)) for name in table.column_names}
+
+
+def read_records(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows as plain values, those of `columns` that there are; without the first of them, all columns.
+
+    Only some rows are in memory at a time: a few bytes of Parquet can stand for billions of rows. Raises DataError
+    where the file is no Parquet.
+    """
+    with _explained(path):
+        file = pq.ParquetFile(path)
+    names = [name for name in columns if name in file.schema_arrow.names]
+    batches = file.iter_batches(ROWS_AT_ONCE, columns=names if columns[0] in names else None)
+    while True:
+        with _explained(path):
+            batch = next(batches, None)
+            rows = batch.to_pylist() if batch is not None else None
+        if rows is None:
+            return
+        yield from rows
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the key-value metadata of a table. Raises DataError where the file is no Parquet."""
-    metadata = _explained(path, pq.read_schema).metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+    with _explained(path):
+        metadata = pq.read_schema(path).metadata or {}
+        return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 
 
-def _explained(path: Path, read: Any) -> Any:
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        return read(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        yield
+    except _ARROW_ERRORS as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet ({shown((str(error).splitlines() or [type(error).__name__])[0])}): "
+            "write it again"
+        ) from None
 
 
 def _to_arrow(values: Any) -> pa.Array:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, shown
 from pipeline.storage import Folder
 from stages.models.interop.checkpoint import Checkpoint, read_checkpoint
 from stages.models.interop.net2net import FIRST_STAGE, read_net2net
@@ -19,6 +17,7 @@ from stages.models.pretrained import CONFIG, JUDGE, TRAINING, WEIGHTS, Part, hom
 from stages.models.priors.configs import PriorDescription
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer_config import TokenizerModelConfig
+from stages.models.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,19 @@ def load_pretrained_prior(place: str) -> PretrainedPrior:
         return PretrainedPrior(prior.description, prior.weights)
     home = _home(place, "prior")
     try:
-        description = PriorDescription.model_validate(home.read_json(CONFIG))
+        description = PriorDescription.model_validate_json(home.read(CONFIG))
     except ValidationError as error:
-        raise DataError(f"{home}/{CONFIG} describes no prior of this version: {error}") from None
-    return PretrainedPrior(description, dict(load_file(home.local(WEIGHTS))))
+        raise DataError(f"{home}/{CONFIG} describes no prior of this version: {shown(str(error))}") from None
+    return PretrainedPrior(description, read_weights(home.local(WEIGHTS)))
 
 
 def discriminator_weights(home: Folder) -> dict[str, Tensor]:
     """The discriminator that was trained with, or imported beside, the tokenizer in this folder; empty without one."""
     if home.exists(JUDGE):
-        return dict(load_file(home.local(JUDGE)))
+        return read_weights(home.local(JUDGE))
     if not home.exists(TRAINING):
         return {}
-    with safe_open(home.local(TRAINING), framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith("discriminator/")]  # noqa: SIM118
-        return {name.removeprefix("discriminator/"): tensors.get_tensor(name) for name in names}
+    return read_weights(home.local(TRAINING), "discriminator/")
 
 
 def _first_stage(checkpoint: Checkpoint) -> VQGAN:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, shown
 from stages.models.backbones.light import LightDecoder, LightEncoder
 from stages.models.backbones.reference import ReferenceDecoder, ReferenceEncoder
 from stages.models.backbones.vqvae import VQVAEDecoder, VQVAEEncoder
@@ -24,9 +24,11 @@ from stages.models.tokenizer_config import (
     BackboneConfig,
     LightBackboneConfig,
     ReferenceBackboneConfig,
+    TokenizerDescription,
     TokenizerModelConfig,
     VQVAEBackboneConfig,
 )
+from stages.models.weights import built_with, read_weights
 
 Encoder = LightEncoder | ReferenceEncoder | VQVAEEncoder
 Decoder = LightDecoder | ReferenceDecoder | VQVAEDecoder
@@ -167,15 +169,12 @@ class Tokenizer(nn.Module):
         home = found.local(CONFIG).parent
         found.local(WEIGHTS)  # behind a URL, both are fetched
         try:
-            fields = json.loads((home / CONFIG).read_text())
-            config = TokenizerModelConfig.model_validate(fields["model"])
-            tokenizer = cls(config, image_size=fields["image_size"], channels=fields["channels"])
-        except (KeyError, ValueError) as error:
-            raise DataError(f"{home / CONFIG} describes no tokenizer of this version: {error}") from error
-        try:
-            tokenizer.load_state_dict(load_file(home / WEIGHTS))
-        except (RuntimeError, SafetensorError) as error:
-            raise DataError(f"{home / WEIGHTS} does not fit {home / CONFIG}: {error}") from error
+            described = TokenizerDescription.model_validate_json((home / CONFIG).read_bytes())
+        except ValidationError as error:
+            raise DataError(f"{home / CONFIG} describes no tokenizer of this version: {shown(str(error))}") from None
+        sizes = {"image_size": described.image_size, "channels": described.channels}
+        weights = read_weights(home / WEIGHTS)
+        tokenizer = built_with(weights, lambda: cls(described.model, **sizes), home / WEIGHTS, CONFIG)
         tokenizer.eval().requires_grad_(False)
         if torch.device(device).type == "cpu":
             tokenizer.to(memory_format=torch.channels_last)

@@ -13,10 +13,10 @@ class LightBackboneConfig(StrictModel):
 
     kind: Literal["light"] = "light"
 
-    channels: tuple[PositiveInt, ...] = (32, 64, 128)
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), max_length=12)
     """Channels after each stride-2 step; three steps turn 8x8 pixels into one token."""
 
-    residual_blocks: tuple[int, ...] = (0, 1, 1)
+    residual_blocks: tuple[Annotated[int, Field(le=256)], ...] = (0, 1, 1)
     """Residual blocks at each of these levels, in the encoder and again in the decoder."""
 
     norm_groups: PositiveInt = 16
@@ -52,10 +52,10 @@ class ReferenceBackboneConfig(StrictModel):
     base_channels: PositiveInt = 128
     """Channels at full resolution (`ch`); the published models have 128. A multiple of 32."""
 
-    multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[PositiveInt, ...] = Field(default=(1, 1, 2, 2, 4), max_length=12)
     """Channels of each level in units of `base_channels` (`ch_mult`); n levels: tokens of 2**(n-1) pixels a side."""
 
-    num_res_blocks: PositiveInt = 2
+    num_res_blocks: PositiveInt = Field(default=2, le=256)
     """Residual blocks of each level of the encoder; the decoder has one more."""
 
     attention_resolutions: tuple[PositiveInt, ...] = (16,)
@@ -123,3 +123,14 @@ class TokenizerModelConfig(StrictModel):
     @classmethod
     def _ema_is_meant(cls, quantizer: Any) -> Any:
         return {"kind": "ema", **quantizer} if isinstance(quantizer, dict) else quantizer
+
+
+class TokenizerDescription(StrictModel):
+    """The content of a tokenizer's `config.json`: the model, and the pictures that it is for."""
+
+    model: TokenizerModelConfig
+    """Its sizes."""
+    image_size: int = Field(ge=1, le=2**15)
+    """Side of the square pictures in pixels."""
+    channels: int = Field(ge=1, le=256)
+    """Colour channels of the pictures."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 # Shapes: B batch, C condition tokens of all segments, L condition tokens of one, G segments.
 
+Side = Annotated[int, Field(gt=0, le=1024)]
+"""Tokens along one side of a picture."""
+
 
 class Segment(StrictModel):
     """One condition as the prior sees it: `length` tokens in front of the picture, from a range of their own."""
 
     kind: str
     """What it says of the picture: class, caption, edges ...; `none` is a start token that says nothing."""
-    length: int = Field(gt=0)
+    length: int = Field(gt=0, le=2**20)
     """Tokens."""
     size: int = Field(ge=0)
     """Values of a token; the range has one more, the learned null that stands for "not given"."""
@@ -135,11 +138,11 @@ class TokenSpace(StrictModel):
     """Content digest of the tokenizer artifact that makes and reads the tokens."""
     codebook_size: int = Field(gt=0)
     """Number of codes."""
-    grid: tuple[int, int]
+    grid: tuple[Side, Side]
     """Token rows and columns of a picture."""
     classes: tuple[str, ...]
     """Class names of the data; a label is a place in this list."""
-    condition: tuple[Segment, ...] = Field(min_length=1)
+    condition: tuple[Segment, ...] = Field(min_length=1, max_length=64)
     """The condition tokens in front of a picture's own. Default, and in descriptions older than this key: its class."""
     image_size: int = Field(gt=0)
     """Side of the square pictures in pixels."""

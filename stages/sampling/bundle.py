@@ -12,7 +12,6 @@ A bundle is a folder of plain files that needs nothing of the run it came from:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +20,14 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from pipeline.config import StrictModel
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, shown
 from pipeline.manifest import MANIFEST
 from pipeline.storage import Folder
 from stages.data.box_codes import BOXES, BoxCodes
 from stages.data.condition_config import Conditions, MapCondition, map_condition
 from stages.models.pretrained import CONFIG, WEIGHTS, home_of
 from stages.models.priors.configs import PriorDescription
-from stages.models.tokenizer_config import TokenizerModelConfig
+from stages.models.tokenizer_config import TokenizerDescription
 
 BUNDLE, CAPTIONS = "bundle.json", "captions.json"
 TOKENIZER: Literal["tokenizer"] = "tokenizer"
@@ -86,7 +85,7 @@ class Parts:
         try:
             return PriorDescription.model_validate_json(self.prior.read(CONFIG))
         except ValidationError as error:
-            raise DataError(f"{self.prior}/{CONFIG} describes no prior of this version: {error}") from None
+            raise DataError(f"{self.prior}/{CONFIG} describes no prior of this version: {shown(str(error))}") from None
 
     @cached_property
     def told(self) -> BundleDescription:
@@ -97,7 +96,7 @@ class Parts:
         for segment in self.description.condition:
             more: dict[str, Any] = {}
             if segment.kind == "segmentation" and self.map_tokenizer is not None:
-                more["num_classes"] = self.map_tokenizer.read_json(CONFIG)["model"]["labels"]
+                more["num_classes"] = _described(self.map_tokenizer).model.labels
             kinds.append({"kind": segment.kind, **more})
         return BundleDescription.model_validate({"condition": kinds})
 
@@ -109,19 +108,24 @@ class Parts:
     @property
     def factor(self) -> int:
         """Pixels along one side of a token."""
-        return TokenizerModelConfig.model_validate(self.tokenizer.read_json(CONFIG)["model"]).factor
+        return _described(self.tokenizer).model.factor
 
     @cached_property
     def captions(self) -> str | None:
         """The JSON of the byte pairs of captions."""
         known = self.beside is not None and self.beside.exists(CAPTIONS)
-        return self.beside.read(CAPTIONS).decode() if known and self.beside is not None else None
+        return self.beside.read(CAPTIONS).decode("utf-8", "replace") if known and self.beside is not None else None
 
     @cached_property
     def box_codes(self) -> BoxCodes | None:
         """The numbers of boxes."""
         known = self.beside is not None and self.beside.exists(BOXES)
-        return BoxCodes.model_validate(self.beside.read_json(BOXES)) if known and self.beside is not None else None
+        if not known or self.beside is None:
+            return None
+        try:
+            return BoxCodes.model_validate_json(self.beside.read(BOXES))
+        except ValidationError as error:
+            raise DataError(f"{self.beside}/{BOXES} numbers no boxes: {shown(str(error))}") from None
 
     def write(self, folder: str | Path) -> None:
         """Copy all parts into a new bundle, byte for byte. Raises ConfigError where something else lies there."""
@@ -138,6 +142,13 @@ class Parts:
         if self.box_codes is not None:
             target.write_json(BOXES, self.box_codes.model_dump(mode="json"))
         target.write_json(BUNDLE, self.told.model_dump(mode="json"))
+
+
+def _described(tokenizer: Folder) -> TokenizerDescription:
+    try:
+        return TokenizerDescription.model_validate_json(tokenizer.read(CONFIG))
+    except ValidationError as error:
+        raise DataError(f"{tokenizer}/{CONFIG} describes no tokenizer of this version: {shown(str(error))}") from None
 
 
 def _of_run(top: Folder, prior: Folder) -> Parts:
@@ -196,5 +207,5 @@ def _read_description(top: Folder) -> BundleDescription:
         if fields.get("format") != FORMAT:
             raise DataError(f"{top}/{BUNDLE} is of format {fields.get('format')}, this version reads {FORMAT}")
         return BundleDescription.model_validate(fields)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
-        raise DataError(f"{top}/{BUNDLE} is damaged ({error}): write the bundle again") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{top}/{BUNDLE} is damaged ({shown(str(error))}): write the bundle again") from None

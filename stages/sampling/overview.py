@@ -19,7 +19,7 @@ from stages.sampling.grid import Block, draw_blocks, shown_side
 if TYPE_CHECKING:
     from pipeline.manifest import UnitRecord
     from pipeline.output import Output
-    from pipeline.storage import Folder
+    from pipeline.storage import StoredFile
     from stages.sampling.wanted import Slot, Wanted
 
 GRID_COLUMNS = 10
@@ -72,17 +72,15 @@ class Gallery:
 
     @functools.cache  # noqa: B019 (as long-lived as the grid that is drawn)
     def _reader(self, unit: int, prefix: str) -> ShardReader:
-        name = f"{prefix}{self._records[unit].name}.tar"
-        home = self._home_of(unit)
-        return ShardReader(home.path / name if home.is_local else home.file(name), few=True)
+        return ShardReader(self._files(unit)[f"{prefix}{self._records[unit].name}.tar"], few=True)
 
     @functools.cache  # noqa: B019
     def _table(self, unit: int) -> dict[str, Any]:
-        with self._home_of(unit).held(f"{self._records[unit].name}.parquet") as path:
+        with self._files(unit)[f"{self._records[unit].name}.parquet"].held() as path:
             return read_table(path)
 
-    def _home_of(self, unit: int) -> Folder:
-        return self._output.store.folder_of(self._records[unit].key)
+    def _files(self, unit: int) -> dict[str, StoredFile]:
+        return self._output.store.files(self._records[unit])
 
 
 def class_rows(classes: Sequence[str], num_samples: int, keep: int = 1) -> list[Row]:

@@ -24,6 +24,7 @@ from stages.models.scorers.description import (
     read_description,
 )
 from stages.models.scorers.heads import ClassifierHead, TwoTowerHead
+from stages.models.weights import built_with, read_weights
 
 # Shapes: B batch, C channels, H W picture, D features, K classes.
 
@@ -97,12 +98,14 @@ class SeeingScorer:
 def load_scorer(folder: Path) -> Classifier | TwoTower:
     """Load the head alone. Raises ConfigError where the folder holds none, DataError where its files do not fit."""
     description = read_description(Folder.at(folder))
-    head: ClassifierHead | TwoTowerHead
-    head = ClassifierHead(description) if isinstance(description, ClassifierDescription) else TwoTowerHead(description)
-    try:
-        head.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise DataError(f"{folder / WEIGHTS} does not fit {folder / DESCRIPTION}: {error}") from error
+    weights, path = read_weights(folder / WEIGHTS), folder / WEIGHTS
+
+    def build() -> ClassifierHead | TwoTowerHead:
+        return (
+            ClassifierHead(description) if isinstance(description, ClassifierDescription) else TwoTowerHead(description)
+        )
+
+    head: ClassifierHead | TwoTowerHead = built_with(weights, build, path, DESCRIPTION)
     if isinstance(description, ClassifierDescription):
         assert isinstance(head, ClassifierHead)
         return Classifier(description, head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, shown
 from pipeline.manifest import MANIFEST, FileEntry
 from pipeline.storage import Folder, content_hash
 from stages.training.states import State, load_state, save_state
@@ -20,6 +22,8 @@ __all__ = ["Checkpoint", "Checkpoints", "load_state", "reseed", "save_state"]
 
 LATEST = "LATEST"
 """Names the committed checkpoints, newest first; replaced atomically, so it is what commits one."""
+_NO_STATE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+_NAME = re.compile(r"step-\d{8,}-[0-9a-f]+")
 OWNER = "OWNER"
 """Names the newest attempt; an older one finds another name here and may not write any more."""
 
@@ -137,8 +141,11 @@ class Checkpoints:
         if not self._folder.exists(LATEST):
             return []
         try:
-            return [str(name) for name in self._folder.read_json(LATEST)]
-        except ValueError:
+            names = self._folder.read_json(LATEST)
+            if not (isinstance(names, list) and all(_NAME.fullmatch(str(name)) for name in names)):
+                raise ValueError(names)
+            return names
+        except (ValueError, RecursionError):
             raise StageError(f"{self._folder}/{LATEST} is damaged: remove {self._folder} to start over") from None
 
     def _load(self, name: str) -> tuple[Checkpoint | None, str]:
@@ -146,12 +153,13 @@ class Checkpoints:
         home = self._folder / name
         try:
             manifest = home.read_json(MANIFEST)
+            step = int(manifest["step"])
             entries = [FileEntry.model_validate(entry) for entry in manifest["files"]]
             paths = [home.local(entry.path) for entry in entries]
             hashes = [content_hash(path) for path in paths]
         except FileNotFoundError as error:
             return None, f"{error.filename or error} is missing"
-        except (ValueError, KeyError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None, f"{MANIFEST} is unreadable"
         for entry, found in zip(entries, hashes, strict=True):
             if found != entry.sha256:
@@ -159,9 +167,12 @@ class Checkpoints:
                     None,
                     f"{entry.path} has sha256 {found[:12]}, {entry.sha256[:12]} was written",
                 )
-        local = paths[0].parent
-        history = [json.loads(line) for line in (local / "history.jsonl").read_text().splitlines()]
-        return Checkpoint(name, manifest["step"], load_state(local, "state"), history), ""
+        local = {entry.path: path for entry, path in zip(entries, paths, strict=True)}
+        try:
+            history = [json.loads(line) for line in local["history.jsonl"].read_text().splitlines()]
+            return Checkpoint(name, step, load_state(local["state.json"].parent, "state"), history), ""
+        except _NO_STATE as error:
+            return None, f"its files are what {MANIFEST} says, and hold no training state: {shown(str(error))}"
 
     def _check_fence(self) -> None:
         owner = self._folder.read(OWNER).decode()

@@ -37,7 +37,8 @@ def load_state(folder: Path, stem: str) -> dict[str, Any]:
     """Read what `save_state` wrote, tensors on CPU."""
     with safe_open(folder / f"{stem}.safetensors", framework="pt") as tensors:
         state = _restore(json.loads((folder / f"{stem}.json").read_text()), tensors)
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise ValueError("a state is a mapping")
     return state
 
 

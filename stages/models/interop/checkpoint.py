@@ -16,6 +16,10 @@ from torch import Tensor
 from pipeline.errors import DataError
 from stages.models.interop.config_file import find_config, read_params
 
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_UNREADABLE = (pickle.UnpicklingError, *_DAMAGED, AssertionError, MemoryError)
+"""What torch's reader of pickles raises for damaged ones, and for those that ask for more memory than there is."""
+
 Weights = Mapping[str, Tensor]
 
 
@@ -47,7 +51,7 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         raise DataError(f"there is no checkpoint {path}: name a .ckpt file that holds a state_dict")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise DataError(_unreadable(path, error)) from None
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import DataError
+from pipeline.plain_yaml import LONGEST, read_yaml
 
 NAMES = ("{stem}.yaml", "model.yaml", "config.yaml")
 """What it may be called, beside the checkpoint; {stem} is the checkpoint's own name."""
@@ -23,8 +24,9 @@ def find_config(path: Path) -> Path | None:
 def read_params(config: Path) -> Mapping[str, Any]:
     """Return `model.params`. Raises DataError where there are none."""
     try:
-        params = yaml.safe_load(config.read_text())["model"]["params"]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        with config.open("rb") as file:
+            params = read_yaml(file.read(LONGEST + 1))["model"]["params"]
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
         params = None
     if not isinstance(params, Mapping):
         raise DataError(f"{config} is no configuration of taming-transformers (it has no model.params): name another")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import DataError
@@ -34,6 +34,7 @@ from stages.models.pretrained_weights import discriminator_weights
 from stages.models.priors.configs import PriorDescription
 from stages.models.priors.load import build_prior
 from stages.models.tokenizer import Tokenizer
+from stages.models.weights import read_weights
 
 REST, LEFTOVER = "taming.safetensors", "taming.json"
 
@@ -121,7 +122,7 @@ def _load_net2net(home: Folder) -> Net2Net:
     description = PriorDescription.model_validate(home.read_json(CONFIG))
     tensors, stored = _read_rest(home)
     leftover = Leftover(**{**stored, "names": tuple(stored["names"]), "tensors": tensors}) if stored else Leftover()
-    return Net2Net(description, dict(load_file(home.local(WEIGHTS))), leftover)
+    return Net2Net(description, read_weights(home.local(WEIGHTS)), leftover)
 
 
 def _save_rest(folder: Path, tensors: Weights, stored: Mapping[str, Any]) -> None:
@@ -132,7 +133,7 @@ def _save_rest(folder: Path, tensors: Weights, stored: Mapping[str, Any]) -> Non
 def _read_rest(home: Folder) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not home.exists(LEFTOVER):
         return {}, {}
-    return dict(load_file(home.local(REST))), home.read_json(LEFTOVER)
+    return read_weights(home.local(REST)), home.read_json(LEFTOVER)
 
 
 def _told_of_vqgan(vqgan: VQGAN, folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ class GPTConfig(SharedPriorConfig):
     """`reference`: learned positions, LayerNorm, GELU, biases; VQGAN's own, whose weights can be exchanged with
     taming-transformers. `modern`: rotary positions of rows and columns, RMSNorm, SwiGLU, normalised queries and keys,
     no biases, after LlamaGen (Sun et al. 2024)."""
-    num_layers: int = Field(default=6, gt=0)
+    num_layers: int = Field(default=6, gt=0, le=1024)
     """Transformer blocks."""
     num_heads: int = Field(default=8, gt=0)
     """Attention heads; they share the width evenly."""
@@ -64,7 +64,7 @@ class PixelCNNConfig(SharedPriorConfig):
     """A gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders")."""
 
     kind: Literal["pixelcnn"] = "pixelcnn"
-    num_blocks: int = Field(default=15, gt=0)
+    num_blocks: int = Field(default=15, gt=0, le=1024)
     """Residual blocks after the first one, which leaves out the token to be predicted."""
     width: int = Field(default=128, gt=0)
     """Channels of both stacks and of the embedding."""

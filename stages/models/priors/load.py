@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
+from pydantic import ValidationError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, shown
 from stages.models.priors.configs import GPTConfig, PriorDescription
 from stages.models.priors.gpt import GPT
 from stages.models.priors.pixelcnn import PixelCNN
 from stages.models.priors.prior import DESCRIPTION, WEIGHTS, Prior
+from stages.models.weights import built_with, read_weights
 
 
 def build_prior(description: PriorDescription) -> Prior:
@@ -26,9 +27,9 @@ def load_prior(folder: Path, device: str = "cpu") -> Prior:
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise DataError(f"no {name} in {folder}: run --stages prior, or name a finished prior's folder")
-    prior = build_prior(PriorDescription.model_validate_json((folder / DESCRIPTION).read_bytes()))
     try:
-        prior.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise DataError(f"{folder / WEIGHTS} does not fit {folder / DESCRIPTION}: {error}") from error
-    return prior.to(device).eval()
+        description = PriorDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{folder / DESCRIPTION} describes no prior of this version: {shown(str(error))}") from None
+    weights = read_weights(folder / WEIGHTS)
+    return built_with(weights, lambda: build_prior(description), folder / WEIGHTS, DESCRIPTION).to(device).eval()
