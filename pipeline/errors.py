@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(Exception):
     """An error whose message is meant for the person at the keyboard: it names the value and the remedy."""
@@ -15,6 +18,21 @@ class StageError(UserError):
 
 class StorageError(StageError):
     """Storage refused a read or a write: disk full, permission lost, read-only."""
+
+
+class WorkerLost(StageError):
+    """Worker processes died, more often than `cluster.max_failures` allows."""
+
+
+class OutOfMemory(StageError):
+    """Memory ran out. `keys` are those of `cluster`, with their values, that the work takes more or less of it by."""
+
+    def __init__(self, message: str, keys: Mapping[str, Any]) -> None:
+        super().__init__(message, keys)
+        self.keys = keys
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ConfigError(UserError):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.durable import make_folder
+from pipeline.durable import sync as _sync
 from pipeline.errors import StorageError
 
 if TYPE_CHECKING:
@@ -148,7 +150,7 @@ class Folder:
             yield path
             if self.is_local:
                 target = self.path / name
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 _sync(path)
                 os.replace(path, target)
                 _sync(target.parent)
@@ -163,7 +165,7 @@ class Folder:
         """
         with explaining(f"{self.url}/{name}".rstrip("/")):
             if self.is_local:
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
                 scratch = self.path / f"{TEMPORARY}{secrets.token_hex(6)}"
                 scratch.mkdir()
             else:
@@ -185,7 +187,7 @@ class Folder:
                     relative = path.relative_to(scratch)
                     _remote(self.url).put_file(str(path), f"{self.url}/{name}/{relative}")
                 return
-            for path in files:
+            for path in (*files, *(path for path in scratch.rglob("*") if path.is_dir())):
                 _sync(path)
             _sync(scratch)
             target = self.path / name
@@ -253,11 +255,3 @@ def _filesystem(protocol: str) -> AbstractFileSystem:
 @functools.cache
 def _cache() -> Path:
     return Path(tempfile.mkdtemp(prefix="smalti-cache-"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.manifest import FORMAT_VERSION, FileEntry, UnitRecord, digest_of
 from pipeline.storage import Folder, canonical_json
-
-if TYPE_CHECKING:
-    pass
 
 RECORD = "unit.json"
 
@@ -58,13 +57,17 @@ class UnitStore:
         return self.folder / key[:32]
 
     def find(self, unit: Unit) -> UnitRecord | None:
-        """Return the finished unit, None where it is missing or its files no longer have the recorded sizes."""
+        """Return the finished unit, None where it is missing, its record is damaged or a file's size is another."""
         key = self.key(unit)
         home = self.folder_of(key)
         if not home.exists(RECORD):
             return None
-        record = UnitRecord.model_validate_json(home.read(RECORD))
-        intact = record.key == key and all(home.size(entry.path) == entry.bytes for entry in record.files)
+        try:
+            record = UnitRecord.model_validate_json(home.read(RECORD))
+        except ValidationError:
+            return None
+        intact = record.key == key and record.digest == digest_of(record.files)
+        intact = intact and all(home.size(entry.path) == entry.bytes for entry in record.files)
         return record if intact else None
 
     def make(self, unit: Unit, worker: Worker) -> UnitRecord:

@@ -10,9 +10,11 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, DamagedManifest
+from pipeline.durable import make_folder
 from pipeline.errors import WorkdirBusy
 from pipeline.manifest import MANIFEST
 from pipeline.stage import Stage
@@ -38,16 +40,16 @@ class Workdir:
         return self.folder / stage.name / fingerprint[:12]
 
     def find(self, stage: Stage, fingerprint: str) -> Artifact | None:
-        """Return the finished artifact of this fingerprint, if there is one."""
+        """Return the finished artifact of this fingerprint, if there is one. Raises DamagedManifest."""
         folder = self.artifact_folder(stage, fingerprint)
         return Artifact.load(folder, self.store(stage)) if folder.exists(MANIFEST) else None
 
     def latest(self, stage: Stage) -> Artifact | None:
-        """Return the artifact that the stage finished last or was last asked for."""
-        home = self.folder / stage.name
-        if not home.exists(LATEST):
+        """Return the artifact that the stage finished last or was last asked for; None where that is damaged."""
+        try:
+            return self.find(stage, (self.folder / stage.name).read_json(LATEST)["fingerprint"])
+        except (FileNotFoundError, ValueError, KeyError, DamagedManifest):
             return None
-        return self.find(stage, home.read_json(LATEST)["fingerprint"])
 
     def made_last(self, name: str) -> Artifact | None:
         """Return what the stage of this name made last, to be read: for commands that know no graph."""
@@ -61,21 +63,23 @@ class Workdir:
 
     def point_latest(self, stage: Stage, fingerprint: str) -> None:
         """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there."""
-        home = self.folder / stage.name
-        if home.exists(LATEST) and home.read_json(LATEST)["fingerprint"] == fingerprint:
-            return
-        home.write_json(LATEST, {"fingerprint": fingerprint})
+        home, now = self.folder / stage.name, {"fingerprint": fingerprint}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if home.read_json(LATEST) == now and (not home.is_local or _leads(home.path / "latest", fingerprint[:12])):
+                return
+        home.write_json(LATEST, now)
         if home.is_local:
-            with contextlib.suppress(OSError):
-                link = home.path / "latest"
-                temporary = home.path / f".tmp-latest-{os.getpid()}"
-                temporary.symlink_to(fingerprint[:12])
-                os.replace(temporary, link)
+            with contextlib.suppress(OSError), home.scratch() as scratch:
+                (scratch / "latest").symlink_to(fingerprint[:12])
+                os.replace(scratch / "latest", home.path / "latest")
 
     def read_attempt(self, stage: Stage, fingerprint: str) -> dict[str, Any]:
         """Return what is known of earlier attempts at an artifact: their number and the tracker's run."""
-        folder = self.artifact_folder(stage, fingerprint)
-        return dict(folder.read_json(ATTEMPT)) if folder.exists(ATTEMPT) else {"number": 0, "run_id": None}
+        try:
+            found = self.artifact_folder(stage, fingerprint).read_json(ATTEMPT)
+            return {"number": int(found["number"]), "run_id": found["run_id"]}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
+            return {"number": 0, "run_id": None}
 
     def write_attempt(self, stage: Stage, fingerprint: str, attempt: Mapping[str, Any]) -> None:
         """Record an attempt before it starts."""
@@ -91,7 +95,7 @@ class Workdir:
             yield
             return
         with explaining(str(self.folder)):
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder.path)
             descriptor = os.open(self.folder.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -117,3 +121,7 @@ class Workdir:
         except (ValueError, KeyError):
             who = "by another run"
         return f"workdir {self.folder} is in use {who}: wait for it, stop it, or choose another --workdir"
+
+
+def _leads(link: Path, target: str) -> bool:
+    return link.is_symlink() and os.readlink(link) == target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = ["Checkpoint", "Checkpoints", "load_state", "reseed", "save_state"]
 
 LATEST = "LATEST"
 """Names the committed checkpoints, newest first; replaced atomically, so it is what commits one."""
+_NAME = re.compile(r"step-\d{8}-[0-9a-f]{8}")
 OWNER = "OWNER"
 """Names the newest attempt; an older one finds another name here and may not write any more."""
 
@@ -137,9 +139,14 @@ class Checkpoints:
         if not self._folder.exists(LATEST):
             return []
         try:
-            return [str(name) for name in self._folder.read_json(LATEST)]
-        except ValueError:
-            raise StageError(f"{self._folder}/{LATEST} is damaged: remove {self._folder} to start over") from None
+            names = [str(name) for name in self._folder.read_json(LATEST)]
+        except (ValueError, TypeError):
+            names = [""]
+        if all(_NAME.fullmatch(name) for name in names):
+            return names
+        # A damaged list costs nothing: checkpoints appear whole, and each is verified before it is used.
+        present = {name.partition("/")[0] for name in self._folder.names()}
+        return sorted((name for name in present if _NAME.fullmatch(name)), key=_step_of, reverse=True)
 
     def _load(self, name: str) -> tuple[Checkpoint | None, str]:
         """The checkpoint if each of its files is what was written, otherwise None and the complaint."""
