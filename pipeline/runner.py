@@ -110,20 +110,23 @@ class Runner:
             if artifact is None:
                 return Decision(stage, ", ".join([f"waits for {given.name}", *self._changed_keys(stage)]))
             digests[name] = artifact.digest
-        recipe = stage.recipe(digests)
-        mark = fingerprint(recipe)
-        artifact, damage = self._find(stage, mark)
-        if damage and not force:
-            return Decision(stage, f"no longer whole: {damage}", None, recipe, damage)
-        if artifact is not None and not force:
-            self._finished[stage.name] = Decision(stage, "finished, nothing changed", artifact, recipe)
-            return self._finished[stage.name]
+        decision = self._compare(stage, stage.recipe(digests), force)
+        if decision.artifact is not None:
+            self._finished[stage.name] = decision
+        return decision
+
+    def _compare(self, stage: Stage, recipe: Mapping[str, Any], force: bool) -> Decision:
+        """Compare a stage whose inputs are finished with what it made."""
         if force:
             return Decision(stage, "forced", None, recipe)
+        mark = fingerprint(recipe)
+        artifact, damage = self._find(stage, mark)
+        if damage:
+            return Decision(stage, f"no longer whole: {damage}", None, recipe, damage)
+        if artifact is not None:
+            return Decision(stage, "finished, nothing changed", artifact, recipe)
         if stage.keep and (kept := self._kept(stage, recipe)) is not None:
-            reason = "kept although its input changed: its policy is keep"
-            self._finished[stage.name] = Decision(stage, reason, kept, kept.recipe)
-            return self._finished[stage.name]
+            return Decision(stage, "kept although its input changed: its policy is keep", kept, kept.recipe)
         started = self.workdir.read_attempt(stage, mark)["number"] > 0
         return Decision(stage, "goes on where it was left" if started else self._why(stage, recipe), None, recipe)
 

@@ -124,4 +124,4 @@ class Workdir:
 
 
 def _leads(link: Path, target: str) -> bool:
-    return link.is_symlink() and os.readlink(link) == target
+    return link.is_symlink() and str(link.readlink()) == target

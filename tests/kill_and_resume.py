@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.pictures import draw_pictures
@@ -29,9 +30,9 @@ from tests.small import COMMAND, ROOT, small_config
 STAGES = ("shard", "tokenizer", "encode", "prior", "sample", "evaluate")
 
 
-def digests(workdir: Path) -> dict[str, str]:
+def digests(workdir: Path, stages: Sequence[str] = STAGES) -> dict[str, str]:
     """Return the content digest of each stage's latest artifact."""
-    return {stage: json.loads((workdir / stage / "latest" / "manifest.json").read_text())["digest"] for stage in STAGES}
+    return {stage: json.loads((workdir / stage / "latest" / "manifest.json").read_text())["digest"] for stage in stages}
 
 
 def descendants(pid: int) -> list[int]:

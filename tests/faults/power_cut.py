@@ -85,9 +85,7 @@ def _names(folder: Path) -> Names:
     found = {}
     for entry in os.scandir(folder):
         status = entry.stat(follow_symlinks=False)
-        if entry.is_symlink():
-            kind = os.readlink(entry.path)
-        else:
-            kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+        kind = os.readlink(entry.path) if entry.is_symlink() else kind
         found[entry.name] = (status.st_ino, kind)
     return found
