@@ -70,9 +70,11 @@ class Experiment:
         """The command line, in this process and without a tracker."""
         return ["--config", str(self.config), "--workdir", str(workdir), "--runtime", "local", "--no-tracking", *more]
 
-    def start(self, workdir: Path, *more: str, before: Callable[[], object] = lambda: None) -> Driver:
+    def start(
+        self, workdir: Path, *more: str, before: Callable[[], object] = lambda: None, log: str = "driver.log"
+    ) -> Driver:
         """Start a run; `before` is called in its process."""
-        return start(self.arguments(workdir, *more), self.folder / "driver.log", before)
+        return start(self.arguments(workdir, *more), self.folder / log, before)
 
     def run(self, workdir: Path, *more: str, before: Callable[[], object] = lambda: None) -> Driver:
         """Run to the end, whatever that is."""

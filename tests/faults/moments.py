@@ -104,7 +104,7 @@ def stopped(experiment: Experiment) -> Verdict:
     driver = experiment.start(workdir, "--stages", "prior")
     wait_for(lambda: bool(checkpoints(workdir, "prior")), driver)
     driver.send(signal.SIGSTOP)
-    other = Experiment.start(experiment, workdir, "--stages", "prior")
+    other = experiment.start(workdir, "--stages", "prior", log="second.log")
     other.wait()
     refusal = seen(other)
     driver.send(signal.SIGCONT)
@@ -150,7 +150,9 @@ def source_edited(experiment: Experiment) -> Verdict:
 
         driver = experiment.run(workdir, "--stages", "shard", before=strike)
         texts.append(seen(driver).replace(str(experiment.folder), ""))
-        wrong += expect(driver.code == 3 and change in driver.text and "Traceback" not in driver.text, driver.text[-800:])
+        wrong += expect(
+            driver.code == 3 and change in driver.text and "Traceback" not in driver.text, driver.text[-800:]
+        )
         for path, (data, modified) in kept.items():
             path.write_bytes(data)
             import os
