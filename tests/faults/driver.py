@@ -27,16 +27,19 @@ class Driver:
     code: int | None = None
     """Its exit code, minus the signal that ended it; None while it runs."""
 
+    _said: str | None = None
+
     @property
     def text(self) -> str:
-        """What it printed so far."""
-        return self.output.read_text(errors="replace")
+        """What it printed so far, or before it ended: a later process may use the same file."""
+        return self.output.read_text(errors="replace") if self._said is None else self._said
 
     def poll(self) -> int | None:
         """Return the exit code, None while it runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
+            if pid:
+                self.code, self._said = os.waitstatus_to_exitcode(status), self.text
         return self.code
 
     def wait(self, seconds: float = 600) -> int | None:

@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tests.faults.driver import Driver, preload
@@ -114,31 +113,27 @@ def go_on(experiment: Experiment, workdir: Path, stage: str, expected: str) -> l
     return [*experiment.wrong(workdir), *([] if same else ["another digest than a calm run's"])]
 
 
+def pages(folder: Path) -> int:
+    """Bytes that the files of a folder take."""
+    sizes = (path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
 def full_in(experiment: Experiment, disk: SmallDisk, stage: str, share: float) -> int:
-    """Leave a share of what the stage needs. The peak is not known, so a run that fits is tried with less."""
-    workdir = disk.place / "runs"
+    """Leave a share of what the stage adds. Its peak is not known, so what still fits is tried with less."""
+    workdir, later = disk.place / "runs", STAGES[STAGES.index(stage) + 1 :]
+    added = pages(experiment.before(later[0]) if later else experiment.calm) - pages(experiment.before(stage))
     while True:
         disk.empty()
         restore(experiment.before(stage), workdir)
-        before = disk.used()
-        restore(experiment.calm, disk.place / "calm")
-        needed = (
-            disk.used()
-            - before
-            - sum(
-                -(-path.stat().st_size // PAGE) * PAGE for path in experiment.before(stage).rglob("*") if path.is_file()
-            )
-        )
-        shutil.rmtree(disk.place / "calm")
-        disk.fill(int(share * max(needed, 16 * PAGE)))
+        disk.fill(int(share * added))
         driver = experiment.run(workdir, "--stages", stage)
-        if driver.code != 0 or share < 0.01:
+        if driver.code != 0 or share * added < PAGE:
             break
         share /= 2
-    faults = (
-        [] if driver.code == 1 and "make room, then run the same command again" in driver.text else ["exit or words"]
-    )
+    good = driver.code == 1 and "make room, then run the same command again" in driver.text
     disk.empty()
+    faults = [] if good else ["exit code or words"]
     faults += experiment.wrong(workdir) + go_on(experiment, workdir, stage, experiment.digests[stage])
     return report("disk full", stage, driver, faults)
 
@@ -236,7 +231,7 @@ def main() -> int:
                     bad += full_from_the_start(experiment, disk) + full_for_the_tracker(experiment, disk)
                     continue
                 for stage in options.stages.split(","):
-                    bad += partial(kinds[kind], experiment, disk, stage)(luck.uniform(0.1, 0.7))
+                    bad += kinds[kind](experiment, disk, stage, luck.uniform(0.1, 0.7))
     print(f"{bad} not as promised")
     return int(bad > 0)
 
