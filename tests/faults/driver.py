@@ -87,6 +87,7 @@ def fork(work: Callable[[], int], output: Path) -> Driver:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)
         code = work()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

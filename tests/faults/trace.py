@@ -114,7 +114,7 @@ def _described(pid: int, below: Path) -> Call | None:
     elif number in _BY_FOLDER:
         folder = registers.rdi - 2**32 if registers.rdi >= 2**31 else registers.rdi
         name = _BY_FOLDER[number]
-        path = (_opened(pid, folder) if 0 <= folder < 2**31 else "") + "/" + _text(pid, registers.rsi)
+        path = os.path.join(_opened(pid, folder) if 0 <= folder < 2**31 else "/", _text(pid, registers.rsi))
         if number == 257 and not registers.rdx & _WRITING:
             return None
     elif number in _SYMLINK:
