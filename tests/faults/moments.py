@@ -194,7 +194,7 @@ def memory(experiment: Experiment) -> Verdict:
 CASES = {
     "SIGTERM": sigterm,
     "SIGTERM twice": sigterm_twice,
-    "SIGSTOP, two drivers": stopped,
+    "two drivers": stopped,
     "config edited": config_edited,
     "source edited": source_edited,
     "clock jumps": clock,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline.errors import StageError
+from pipeline.errors import Interrupted, StageError
 from pipeline.runner import Runner, verify
 from pipeline.runtime import LocalRuntime
 from pipeline.storage import Folder
@@ -108,3 +108,19 @@ def test_other_errors_are_left_as_they_are(runs):
 
     with pytest.raises(RuntimeError, match="a bug"):
         runs(Broken())
+
+
+def test_a_run_that_is_asked_to_leave_begins_no_other_stage(runs):
+    runner = runs.runner()
+    plain = runner.execute
+
+    def execute(stage, *arguments, **options):
+        made = plain(stage, *arguments, **options)
+        runner.stop.signal_number = 15
+        return made
+
+    runner.execute = execute
+    with pytest.raises(Interrupted) as caught:
+        runner.run(["cut", "total"])
+    assert caught.value.exit_code == 143
+    assert not (runs.folder / "total").exists()
