@@ -52,7 +52,8 @@ class SmallDisk:
         return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     def fill(self, left: int) -> None:
-        """Leave so many bytes."""
+        """Leave so many bytes. There is always a page in use: a tmpfs of size 0 would have no limit."""
+        (self.place / "filler").write_bytes(bytes(PAGE))
         self.remount(f"size={self.used() + max(0, left) // PAGE * PAGE}")
 
     def empty(self) -> None:
