@@ -15,7 +15,7 @@ demo: $(READY)  ## the whole pipeline on the packaged pictures
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: $(READY)  ## and what takes minutes: servers, clusters, faults
+test-all: $(READY)  ## everything: servers, clusters, faults; up to 45 minutes
 	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 check: $(READY)  ## format, lint, types, import contracts, fast tests
@@ -24,6 +24,10 @@ check: $(READY)  ## format, lint, types, import contracts, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not thorough" --durations=0 --durations-min=5
+
+.PHONY: chaos
+chaos: $(READY)  ## random faults against a small pipeline; make chaos MINUTES=15 SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),0)
 
 bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
 	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -11,12 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import StageError
 from pipeline.manifest import MANIFEST, FileEntry, UnitRecord, digest_of
 from pipeline.storage import Folder, StoredFile, canonical_json
 from pipeline.units import UnitStore
 
 Metrics = dict[str, float | int | str]
+
+
+class DamagedManifest(StageError):
+    """An artifact's manifest is not what was written."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,10 +68,10 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Folder, store: UnitStore) -> Artifact:
-        """Read a finished artifact. Raises StorageError where its manifest is damaged."""
+        """Read a finished artifact. Raises DamagedManifest where its manifest is not what was written."""
         try:
             manifest = folder.read_json(MANIFEST)
-            found = cls(
+            artifact = cls(
                 folder=folder,
                 store=store,
                 stage=manifest["stage"],
@@ -79,14 +83,12 @@ class Artifact:
                 own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
                 units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
             )
-            if digest_of(found.files) != found.digest:
-                raise ValueError("its digest is not that of the files it lists")
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            raise StorageError(
-                f"{folder}/{MANIFEST} is damaged ({error}): remove it, then run the same command again, which makes it "
-                "anew of what is finished"
-            ) from error
-        return found
+            raise DamagedManifest(f"{folder}/{MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+        recipe = hashlib.sha256(canonical_json(artifact.recipe).encode()).hexdigest()
+        if artifact.digest != digest_of(artifact.files) or artifact.fingerprint != recipe:
+            raise DamagedManifest(f"{folder}/{MANIFEST} is damaged: it contradicts itself")
+        return artifact
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -120,12 +122,23 @@ class Artifact:
         return f"remove {self.folder}/{MANIFEST}{unit} and run --stages {self.stage}, which makes what is missing"
 
     def read_json(self, path: str) -> Any:
-        """Return the value of one of its JSON files."""
-        return json.loads(self.file(path).folder.read(path))
+        """Return the value of one of its JSON files. Raises DataError where it is not what was written."""
+        with self.held(path) as place:
+            return json.loads(place.read_bytes())
 
     def unit_files(self, suffix: str) -> list[tuple[UnitRecord, FileEntry]]:
         """Return (unit, file) of the unit files whose name ends so, in the order of the units."""
         return [(unit, entry) for unit in self.units for entry in unit.files if entry.path.endswith(suffix)]
+
+    def incomplete(self) -> str:
+        """Name the first file that is missing or has another size than recorded, if one does; on a disk only."""
+        if self.folder.is_local:
+            for entry in self.files:
+                stored = self.file(entry.path)
+                if (size := stored.folder.size(entry.path)) != entry.bytes:
+                    found = "is missing" if size is None else f"has {size} bytes, {entry.bytes} were written"
+                    return f"{stored} {found}"
+        return ""
 
     def damaged(self) -> list[str]:
         """Re-hash all files; return a line for each that is missing or differs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -37,6 +38,21 @@ class StageError(UserError):
 
 class StorageError(StageError):
     """Storage refused a read or a write: disk full, permission lost, read-only."""
+
+
+class WorkerLost(StageError):
+    """Worker processes died, more often than `cluster.max_failures` allows."""
+
+
+class OutOfMemory(StageError):
+    """Memory ran out. `keys` are those of `cluster`, with their values, that the work takes more or less of it by."""
+
+    def __init__(self, message: str, keys: Mapping[str, Any]) -> None:
+        super().__init__(message, keys)
+        self.keys = keys
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ConfigError(UserError):

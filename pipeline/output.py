@@ -14,7 +14,7 @@ from pipeline.artifacts import Artifact, Metrics
 from pipeline.errors import StageError
 from pipeline.manifest import MANIFEST, FileEntry, UnitRecord, digest_of
 from pipeline.runtime import BoundRuntime
-from pipeline.storage import Folder, canonical_json
+from pipeline.storage import Folder, canonical_json, explaining
 from pipeline.units import MakeWorker, Unit, UnitStore
 
 
@@ -89,7 +89,8 @@ class Output:
         for record in records:
             for entry in record.files:
                 if self.folder.is_local:
-                    self.folder.link(entry.path, self.store.folder_of(record.key).local(entry.path))
+                    with explaining(f"{self.folder}/{entry.path}"):
+                        self.folder.link(entry.path, self.store.folder_of(record.key).local(entry.path))
         return records
 
     def checkpoints(self, *, stop_keys: Collection[str]) -> Folder:

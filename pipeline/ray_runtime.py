@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from pipeline.config import ClusterConfig
-from pipeline.errors import ConfigError, Interrupted, StageError, UserError
+from pipeline.errors import ConfigError, Interrupted, UserError, WorkerLost
 from pipeline.manifest import UnitRecord
 from pipeline.runtime import Devices, Loop, Rank, Reporter, attempt_name, available_cores, visible_gpus
 from pipeline.units import MakeWorker, Unit, UnitStore, Worker
@@ -285,9 +285,9 @@ class RayRuntime:
     def _count_death(self, who: str, deaths: int, error: RayActorError, reporter: Reporter) -> None:
         if deaths > self.cluster.max_failures:
             reason = str(error).strip().splitlines()[0]
-            raise StageError(
+            raise WorkerLost(
                 f"{who} died {deaths} times, more than cluster.max_failures={self.cluster.max_failures} allows. "
-                f"The last time: {reason}. If memory ran out, lower the stage's batch size or cluster.unit_workers"
+                f"The last time: {reason}"
             ) from error
         reporter.warn(f"{who} died; started again ({deaths} of at most {self.cluster.max_failures} times)")
         log.warning("death of %s: %s", who, error)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact, Source
+from pipeline.artifacts import Artifact, DamagedManifest, Source
 from pipeline.config import flatten
-from pipeline.errors import ConfigError, Interrupted, StageError
+from pipeline.errors import ConfigError, Interrupted, OutOfMemory, StageError, WorkerLost
 from pipeline.manifest import MANIFEST
+from pipeline.memory import keys_to_lower
 from pipeline.output import Output
 from pipeline.progress import Screen
 from pipeline.provenance import provenance
@@ -38,6 +39,8 @@ class Decision:
     artifact: Artifact | None = None
     recipe: Mapping[str, Any] | None = None
     """None while an input is unfinished."""
+    damage: str = ""
+    """What is missing of an artifact that was finished; the run makes it again."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,33 @@ class Runner:
             if artifact is None:
                 return Decision(stage, ", ".join([f"waits for {given.name}", *self._changed_keys(stage)]))
             digests[name] = artifact.digest
-        recipe = stage.recipe(digests)
-        mark = fingerprint(recipe)
-        artifact = self.workdir.find(stage, mark)
-        if artifact is not None and not force:
-            self._finished[stage.name] = Decision(stage, "finished, nothing changed", artifact, recipe)
-            return self._finished[stage.name]
+        decision = self._compare(stage, stage.recipe(digests), force)
+        if decision.artifact is not None:
+            self._finished[stage.name] = decision
+        return decision
+
+    def _compare(self, stage: Stage, recipe: Mapping[str, Any], force: bool) -> Decision:
+        """Compare a stage whose inputs are finished with what it made."""
         if force:
             return Decision(stage, "forced", None, recipe)
+        mark = fingerprint(recipe)
+        artifact, damage = self._find(stage, mark)
+        if damage:
+            return Decision(stage, f"no longer whole: {damage}", None, recipe, damage)
+        if artifact is not None:
+            return Decision(stage, "finished, nothing changed", artifact, recipe)
         if stage.keep and (kept := self._kept(stage, recipe)) is not None:
-            reason = "kept although its input changed: its policy is keep"
-            self._finished[stage.name] = Decision(stage, reason, kept, kept.recipe)
-            return self._finished[stage.name]
+            return Decision(stage, "kept although its input changed: its policy is keep", kept, kept.recipe)
         started = self.workdir.read_attempt(stage, mark)["number"] > 0
         return Decision(stage, "goes on where it was left" if started else self._why(stage, recipe), None, recipe)
+
+    def _find(self, stage: Stage, mark: str) -> tuple[Artifact | None, str]:
+        """Return the finished artifact, and what is missing of it."""
+        try:
+            artifact = self.workdir.find(stage, mark)
+        except DamagedManifest as error:
+            return None, str(error)
+        return artifact, artifact.incomplete() if artifact is not None else ""
 
     def run(self, selected: Collection[str], force: Collection[str] = ()) -> list[Outcome]:
         """Run what must run of the selected stages, in the order of the graph."""
@@ -135,6 +151,8 @@ class Runner:
                 outcomes.append(Outcome(stage, decision.artifact, ran=False, reason=decision.reason))
                 self.workdir.point_latest(stage, decision.artifact.fingerprint)
                 continue
+            if self.stop:
+                raise Interrupted(self.stop.signal_number or 2)
             if self.screen is not None:
                 self.screen.line(f"{stage.name}: runs, {decision.reason}", style="bold")
             started = time.monotonic()
@@ -196,10 +214,23 @@ class Runner:
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
             raise Interrupted(self.stop.signal_number or 2) from None
+        except OutOfMemory as error:
+            raise StageError(
+                f"{stage.name} ran out of memory ({error}): {self._to_lower(stage, error.keys)}"
+            ) from error
+        except WorkerLost as error:
+            cluster = {
+                "unit_workers": self.runtime.cluster.unit_workers,
+                "micro_batch": self.runtime.cluster.micro_batch,
+            }
+            raise StageError(f"{error}. If memory ran out, {self._to_lower(stage, cluster)}") from error
         finally:
             if self.screen is not None:
                 self.screen.end()
             tracked.finish(status, metrics, shown)
+
+    def _to_lower(self, stage: Stage, cluster: Mapping[str, Any]) -> str:
+        return f"{keys_to_lower(stage.name, stage.config, cluster)}, then run the same command again"
 
     def _input(self, given: Stage | Source) -> Artifact | Source:
         if isinstance(given, Source):
@@ -259,8 +290,9 @@ def run_stage(
     return finished or Runner([stage], place, runtime).execute(stage, recipe, inputs, fresh=fresh)
 
 
-def verify(artifacts: Sequence[Artifact]) -> None:
-    """Re-hash finished artifacts. Raises StageError listing what is missing or differs."""
-    complaints = [line for artifact in artifacts for line in artifact.damaged()]
+def verify(artifacts: Sequence[Artifact], known: Sequence[str] = ()) -> None:
+    """Re-hash finished artifacts. Raises StageError listing what is missing or differs, besides the `known` damage."""
+    complaints = [*known, *(line for artifact in artifacts for line in artifact.damaged())]
     if complaints:
-        raise StageError("\n".join(["finished artifacts are damaged; redo their stages with --force:", *complaints]))
+        remedy = "finished artifacts are damaged; remove the files that differ, and the same command makes them again:"
+        raise StageError("\n".join([remedy, *complaints]))

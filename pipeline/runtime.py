@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.manifest import UnitRecord
+from pipeline.memory import watching
 from pipeline.units import MakeWorker, Unit, UnitStore
 
 
@@ -119,19 +120,21 @@ class BoundRuntime:
         if not units:
             return
         started, counted = time.monotonic(), 0
-        for done, record in enumerate(
-            self.runtime.map_units(store, make_worker, units, self.reporter, gpu=gpu), start=finished + 1
-        ):
-            counted += record.counts[rate_of] if rate_of else 0
-            rate = {f"{rate_of}/s": counted / (time.monotonic() - started)} if rate_of else {}
-            self.reporter.progress(done, total, rate)
-            yield record
+        with watching({"unit_workers": self.cluster.unit_workers}):
+            for done, record in enumerate(
+                self.runtime.map_units(store, make_worker, units, self.reporter, gpu=gpu), start=finished + 1
+            ):
+                counted += record.counts[rate_of] if rate_of else 0
+                rate = {f"{rate_of}/s": counted / (time.monotonic() - started)} if rate_of else {}
+                self.reporter.progress(done, total, rate)
+                yield record
         self._account(self.runtime.devices(units=len(units), gpu=gpu), time.monotonic() - started)
 
     def run_gang(self, loop: Loop, *, label: str = "") -> Any:
         """Run `loop(rank, reporter)` on every rank; return what rank 0 returned."""
         started = time.monotonic()
-        answer = self.runtime.run_gang(loop, self.reporter, self.attempt)
+        with watching({"micro_batch": self.cluster.micro_batch}):
+            answer = self.runtime.run_gang(loop, self.reporter, self.attempt)
         self._account(self.runtime.devices(units=None), time.monotonic() - started)
         return answer
 

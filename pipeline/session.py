@@ -22,7 +22,7 @@ from pipeline.runner import Decision, Outcome, Runner, verify
 from pipeline.runtime import LocalRuntime, Runtime
 from pipeline.signals import listening
 from pipeline.stage import Stage, select
-from pipeline.storage import Folder, retries
+from pipeline.storage import Folder, explaining, retries
 from pipeline.storage.beside import kept_beside
 from pipeline.tracking import MlflowTracker, NullTracker, Tracker, tracking_uri
 from pipeline.workdir import Workdir
@@ -156,11 +156,12 @@ def _tracker(options: Options, config: TrackingConfig, runner: Runner) -> Tracke
 def _open_log(home: Folder) -> Path:
     """Send the logs of this run to a file of its own; a workdir behind a URL gets a copy when the run ends."""
     folder = kept_beside(home).path / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / time.strftime("run-%Y%m%d-%H%M%S.log")
-    logging.basicConfig(
-        filename=path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    with explaining(str(path)):
+        folder.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(
+            filename=path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        )
     for room in ("pipeline", "stages"):
         logging.getLogger(room).setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
@@ -185,8 +186,9 @@ def _look(options: Options, runner: Runner, selected: Sequence[str], force: Sequ
     assert screen is not None
     chosen = _chosen(runner, selected)
     if options.verify:
-        artifacts = [found for stage in chosen if (found := runner.decide(stage).artifact) is not None]
-        verify(artifacts)
+        decisions = [runner.decide(stage) for stage in chosen]
+        artifacts = [decision.artifact for decision in decisions if decision.artifact is not None]
+        verify(artifacts, [decision.damage for decision in decisions if decision.damage])
         files = [entry for artifact in artifacts for entry in artifact.files]
         screen.line(
             f"{len(artifacts)} finished artifacts, {len(files)} files, "

@@ -8,6 +8,8 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.errors import Interrupted
+
 
 @dataclass
 class StopRequest:
@@ -21,7 +23,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Collect SIGINT and SIGTERM into a StopRequest while the block runs."""
+    """Collect SIGINT and SIGTERM into a StopRequest while the block runs; a second one ends it with Interrupted."""
     request = StopRequest()
 
     def handle(signal_number: int, frame: types.FrameType | None) -> None:
@@ -32,6 +34,8 @@ def listening() -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
+    except KeyboardInterrupt:
+        raise Interrupted(request.signal_number or signal.SIGINT) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -71,7 +71,7 @@ class UnitStore:
             return None
         # Behind a URL files appear whole, the record last: asking for each would take minutes of a large data set.
         whole = not home.is_local or all(home.size(entry.path) == entry.bytes for entry in record.files)
-        return record if record.key == key and whole else None
+        return record if whole and record.key == key and record.digest == digest_of(record.files) else None
 
     def find_all(self, units: Sequence[Unit]) -> dict[str, UnitRecord]:
         """Return those units that are finished, by name."""

@@ -10,13 +10,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, DamagedManifest
 from pipeline.errors import WorkdirBusy
 from pipeline.manifest import MANIFEST
 from pipeline.stage import Stage
-from pipeline.storage import Folder, explaining
+from pipeline.storage import Folder, explaining, make_folder
 from pipeline.storage.lease import leased
 from pipeline.units import UnitStore
 
@@ -39,17 +40,17 @@ class Workdir:
         return self.folder / stage.name / fingerprint[:12]
 
     def find(self, stage: Stage, fingerprint: str) -> Artifact | None:
-        """Return the finished artifact of this fingerprint, if there is one."""
+        """Return the finished artifact of this fingerprint, if there is one. Raises DamagedManifest."""
         folder = self.artifact_folder(stage, fingerprint)
         return Artifact.load(folder, self.store(stage)) if folder.exists(MANIFEST) else None
 
     def latest(self, stage: Stage) -> Artifact | None:
-        """Return the artifact that the stage finished last or was last asked for."""
-        home = self.folder / stage.name
-        if not home.exists(LATEST):
+        """Return the artifact that the stage finished last or was last asked for; None where that is damaged."""
+        mark = _latest_mark(self.folder / stage.name)
+        try:
+            return self.find(stage, mark) if mark else None
+        except DamagedManifest:
             return None
-        mark = _latest_mark(home)
-        return self.find(stage, mark) if mark else None
 
     def made_last(self, name: str) -> Artifact | None:
         """Return what the stage of this name made last, to be read: for commands that know no graph."""
@@ -67,21 +68,19 @@ class Workdir:
     def point_latest(self, stage: Stage, fingerprint: str) -> None:
         """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there."""
         home = self.folder / stage.name
-        if home.exists(LATEST) and _latest_mark(home) == fingerprint:
+        led = not home.is_local or _leads(home.path / "latest", fingerprint[:12])
+        if led and _latest_mark(home) == fingerprint:
             return
         home.write_json(LATEST, {"fingerprint": fingerprint})
         if home.is_local:
-            with contextlib.suppress(OSError):
-                link = home.path / "latest"
-                temporary = home.path / f".tmp-latest-{os.getpid()}"
-                temporary.symlink_to(fingerprint[:12])
-                os.replace(temporary, link)
+            with contextlib.suppress(OSError), home.scratch() as scratch:
+                (scratch / "latest").symlink_to(fingerprint[:12])
+                os.replace(scratch / "latest", home.path / "latest")
 
     def read_attempt(self, stage: Stage, fingerprint: str) -> dict[str, Any]:
         """Return what is known of earlier attempts at an artifact: their number and the tracker's run."""
-        folder = self.artifact_folder(stage, fingerprint)
+        known = _read_note(self.artifact_folder(stage, fingerprint), ATTEMPT)
         none: dict[str, Any] = {"number": 0, "run_id": None}
-        known = _read_note(folder, ATTEMPT) if folder.exists(ATTEMPT) else {}
         return {**none, **known} if isinstance(known.get("number"), int) else none
 
     def write_attempt(self, stage: Stage, fingerprint: str, attempt: Mapping[str, Any]) -> None:
@@ -100,7 +99,7 @@ class Workdir:
                 yield
             return
         with explaining(str(self.folder)):
-            self.folder.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder.path)
             descriptor = os.open(self.folder.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
@@ -135,9 +134,13 @@ def _latest_mark(home: Folder) -> str | None:
 
 
 def _read_note(folder: Folder, name: str) -> dict[str, Any]:
-    """A small file of the workdir's own; nothing of a damaged one."""
+    """A small file of the workdir's own; nothing where there is none, or a damaged one."""
     try:
         note = folder.read_json(name)
-    except (ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+def _leads(link: Path, target: str) -> bool:
+    return link.is_symlink() and str(link.readlink()) == target

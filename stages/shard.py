@@ -116,16 +116,28 @@ def make_packer(config: ShardConfig, root: Path | Folder | None, device: str) ->
 
 
 def _plan(config: ShardConfig, pictures: Sequence[Picture], memory: Folder, *, fresh: bool) -> Assignment:
-    from stages.data.assignment import Assignment, assign
+    from stages.data.assignment import assign
 
     remembered = not fresh and memory.exists(ASSIGNMENT)
     return assign(
         pictures,
-        Assignment.from_json(memory.read_json(ASSIGNMENT)) if remembered else None,
+        _recall(memory) if remembered else None,
         seed=config.seed,
         validation_fraction=config.validation_fraction,
         samples_per_shard=config.samples_per_shard,
     )
+
+
+def _recall(memory: Folder) -> Assignment:
+    from stages.data.assignment import Assignment
+
+    try:
+        return Assignment.from_json(memory.read_json(ASSIGNMENT))
+    except (KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{memory}/{ASSIGNMENT}, which remembers how pictures were cut into shards, is damaged: bring it back from "
+            "a backup, or cut all shards anew with --force shard"
+        ) from None
 
 
 def _remember(memory: Folder, plan: Assignment, *, finished: bool) -> None:

@@ -3,6 +3,10 @@
     python -m tests.kill_and_resume --kills 10 --seed 1 [--runtime local]
 
 prints what was killed when, and the content digest of every artifact beside that of an uninterrupted run.
+
+    python -m tests.kill_and_resume --in-each-stage 20 --seed 1
+
+kills the driver of a run in one process so many times in each stage, and prints a line for each.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.pictures import draw_pictures
@@ -25,9 +30,9 @@ from tests.small import COMMAND, ROOT, small_config
 STAGES = ("shard", "tokenizer", "encode", "prior", "sample", "evaluate")
 
 
-def digests(workdir: Path) -> dict[str, str]:
+def digests(workdir: Path, stages: Sequence[str] = STAGES) -> dict[str, str]:
     """Return the content digest of each stage's latest artifact."""
-    return {stage: json.loads((workdir / stage / "latest" / "manifest.json").read_text())["digest"] for stage in STAGES}
+    return {stage: json.loads((workdir / stage / "latest" / "manifest.json").read_text())["digest"] for stage in stages}
 
 
 def descendants(pid: int) -> list[int]:
@@ -88,7 +93,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runtime", choices=("ray", "local"), default="ray")
+    parser.add_argument("--in-each-stage", type=int, metavar="KILLS", help="kill the driver so often in each stage")
     options = parser.parse_args()
+    if options.in_each_stage:
+        from tests.faults.stage_kills import table
+
+        return int(table(options.in_each_stage, options.seed) > 0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw_pictures(folder / "pictures", 120)

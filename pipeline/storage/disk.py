@@ -47,6 +47,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that none of them is gone after a power cut while what refers to it stays.
+
+    Without this a manifest can outlive the units that it lists: their folder was made by another name's commit.
+    """
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, folder in enumerate(missing) if folder.exists())]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
 def _error_number(error: Exception) -> int | None:
     """Return the system's error number; a library may have kept nothing of it but its words (safetensors does)."""
     if isinstance(error, OSError):

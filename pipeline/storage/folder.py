@@ -18,8 +18,9 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.storage import remote
 from pipeline.storage.cache import node_cache
-from pipeline.storage.content import Known, content_hash, verified
-from pipeline.storage.disk import TEMPORARY, explaining, sync
+from pipeline.storage.content import Known, content_hash
+from pipeline.storage.disk import TEMPORARY, explaining, make_folder, sync
+from pipeline.storage.stored import StoredFile
 
 PIECE = 32 * 2**20
 """Bytes that are read at once to hash a remote file."""
@@ -144,7 +145,7 @@ class Folder:
             yield path
             if self.is_local:
                 target = self.path / name
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 sync(path)
                 os.replace(path, target)
                 sync(target.parent)
@@ -159,7 +160,7 @@ class Folder:
         """
         with explaining(f"{self.url}/{name}".rstrip("/")):
             if self.is_local:
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
                 scratch = self.path / f"{TEMPORARY}{secrets.token_hex(6)}"
                 scratch.mkdir()
             else:
@@ -181,9 +182,8 @@ class Folder:
                 for path in sorted(files, key=lambda path: path.name == last):
                     remote.upload(path, self._url(f"{name}/{path.relative_to(scratch).as_posix()}"))
                 return
-            for path in files:
+            for path in (*files, *(path for path in scratch.rglob("*") if path.is_dir()), scratch):
                 sync(path)
-            sync(scratch)
             target = self.path / name
             shutil.rmtree(target, ignore_errors=True)
             scratch.rename(target)
@@ -252,59 +252,3 @@ class Folder:
 
     def _url(self, name: str) -> str:
         return f"{self.url}/{name}"
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A committed file, wherever it lies: what units and readers are given, on whatever machine they run."""
-
-    folder: Folder
-    name: str
-    known: Known | None = None
-    """Its recorded size and hash: it is verified when a process first opens it."""
-    remedy: str = ""
-    """How to make it again where it is damaged."""
-
-    def __str__(self) -> str:
-        return f"{self.folder}/{self.name}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it lies on this machine's file systems."""
-        return self.folder.is_local
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes. Raises FileNotFoundError."""
-        size = self.known.bytes if self.known else self.folder.size(self.name)
-        if size is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(self))
-        return size
-
-    def beside(self, suffix: str) -> StoredFile:
-        """Return the file of this name with another ending."""
-        return StoredFile(self.folder, self.name.removesuffix(Path(self.name).suffix) + suffix)
-
-    def local(self) -> Path:
-        """Return a local path of it, there as long as this process lives. Raises DataError where it is damaged."""
-        return self._verified(self.folder.local(self.name, self.known))
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Path]:
-        """Within the block, a local path of it. Raises DataError where it is damaged."""
-        with self.folder.held(self.name, self.known) as path:
-            yield self._verified(path)
-
-    def open(self) -> int:
-        """Return a descriptor of it, or of a local copy. Raises DataError where it is damaged."""
-        if self.is_local:
-            self._verified(self.folder.path / self.name)
-        return self.folder.open(self.name, self.known)
-
-    def read_range(self, offset: int, size: int) -> bytes:
-        """Return some of its bytes, and fetch no others."""
-        return self.folder.read_range(self.name, offset, size)
-
-    def _verified(self, path: Path) -> Path:
-        """Copies were verified when they were fetched."""
-        return verified(path, self.known, self.remedy) if self.known and self.is_local else path

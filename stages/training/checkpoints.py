@@ -142,11 +142,13 @@ class Checkpoints:
             return []
         try:
             names = self._folder.read_json(LATEST)
-            if not (isinstance(names, list) and all(_NAME.fullmatch(str(name)) for name in names)):
-                raise ValueError(names)
-            return names
         except (ValueError, RecursionError):
-            raise StageError(f"{self._folder}/{LATEST} is damaged: remove {self._folder} to start over") from None
+            names = None
+        if isinstance(names, list) and all(isinstance(it, str) and _NAME.fullmatch(it) for it in names):
+            return names
+        # A damaged list costs nothing: checkpoints appear whole, and each is verified before it is used.
+        present = {name.partition("/")[0] for name in self._folder.names()}
+        return sorted((name for name in present if _NAME.fullmatch(name)), key=_step_of, reverse=True)
 
     def _load(self, name: str) -> tuple[Checkpoint | None, str]:
         """The checkpoint if each of its files is what was written, otherwise None and the complaint."""

@@ -10,18 +10,23 @@ from pathlib import Path
 from pipeline.output import Output
 from pipeline.storage import Folder
 
+RESULT = "result-"
+"""How the names of uncollected results begin."""
+
 
 def training_folder(output: Output, *, stop_keys: Collection[str]) -> Folder:
     """Where this training keeps its checkpoints and results; emptied if the user forces the stage."""
     folder = output.checkpoints(stop_keys=stop_keys)
     if output.fresh:
         folder.remove("")
+    for result in sorted({name.partition("/")[0] for name in folder.names() if name.startswith(RESULT)}):
+        folder.remove(result)  # a killed driver did not come to collect it
     return folder
 
 
 def hand_over(folder: Folder, files: Path) -> str:
     """On rank 0: commit all files of the local folder `files` as a result; return its name for `collect`."""
-    name = f"result-{secrets.token_hex(6)}"
+    name = f"{RESULT}{secrets.token_hex(6)}"
     for path in sorted(files.iterdir()):
         with (folder / name).writing(path.name) as target:
             shutil.copyfile(path, target)

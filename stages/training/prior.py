@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -220,7 +219,7 @@ class PriorTrainer:
         bits_T = self.validate().tolist() if len(self.val) else None
         if self.rank.rank:
             return {}
-        with tempfile.TemporaryDirectory() as scratch:
+        with self.folder.scratch("result") as scratch:
             metrics = write_result(
                 Path(scratch),
                 model=state.result,

@@ -5,7 +5,6 @@ Legend: B batch of this rank, C channels, H height, W width, K codes.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -231,7 +230,7 @@ class TokenizerTrainer:
             self.session.record(state.step, numbers)
             self.session.reporter.picture("reconstructions", reconstructions, state.step)
         self.session.publish()
-        with tempfile.TemporaryDirectory() as scratch:
+        with self.job.folder.scratch("result") as scratch:
             write_result(
                 Path(scratch),
                 tokenizer=state.result,
