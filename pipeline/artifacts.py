@@ -99,11 +99,13 @@ class Artifact:
     def _stored(self) -> dict[str, StoredFile]:
         of_units = [(self.store.folder_of(unit.key), entry) for unit in self.units for entry in unit.files]
         own = [(self.folder, entry) for entry in self.own_files]
-        return {entry.path: home.file(entry.path, entry, self._remedy(home)) for home, entry in [*of_units, *own]}
+        return {
+            entry.path: StoredFile(home, entry.path, entry, self._remedy(home)) for home, entry in [*of_units, *own]
+        }
 
     def file(self, path: str) -> StoredFile:
         """Return a reference to one of the files, e.g. `train-000003.tar`, for units and readers on any machine."""
-        return self._stored.get(path) or self.folder.file(path)
+        return self._stored.get(path) or StoredFile(self.folder, path)
 
     def local(self, path: str) -> Path:
         """Return a local path of one of the files, e.g. `model.safetensors`, there as long as this process lives.

@@ -86,7 +86,7 @@ class UnitStore:
         """Return a unit's files by their names."""
         home = self.folder_of(record.key)
         remedy = f"remove {home} and run the same command again, which makes what is missing"
-        return {entry.path: home.file(entry.path, entry, remedy) for entry in record.files}
+        return {entry.path: StoredFile(home, entry.path, entry, remedy) for entry in record.files}
 
     def make(self, unit: Unit, worker: Worker) -> UnitRecord:
         """Run the worker in a scratch folder and commit what it wrote, its record last."""

@@ -20,7 +20,6 @@ from pipeline.storage import remote
 from pipeline.storage.cache import node_cache
 from pipeline.storage.content import Known, content_hash
 from pipeline.storage.disk import TEMPORARY, explaining, make_folder, sync
-from pipeline.storage.stored import StoredFile
 
 PIECE = 32 * 2**20
 """Bytes that are read at once to hash a remote file."""
@@ -211,10 +210,6 @@ class Folder:
         if self.is_local:
             return os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
         return node_cache().open(self.url, name, known)[1]
-
-    def file(self, name: str, known: Known | None = None, remedy: str = "") -> StoredFile:
-        """Return a reference to a file, good on every machine that reaches the folder."""
-        return StoredFile(self, name, known, remedy)
 
     def remove(self, name: str) -> None:
         """Remove a file or everything below a folder; nothing happens where there is none."""

@@ -7,12 +7,9 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.storage.content import Known, verified
-
-if TYPE_CHECKING:
-    from pipeline.storage.folder import Folder
+from pipeline.storage.folder import Folder
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class ShardReader:
         """`few`: only some samples will be read; of a shard behind a URL no more than these is fetched."""
         tar = shard.path if isinstance(shard, Shard) else shard
         if not isinstance(tar, StoredFile):
-            tar = Folder.at(Path(tar).parent).file(Path(tar).name)
+            tar = StoredFile(Folder.at(Path(tar).parent), Path(tar).name)
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
         self.few = few
         written = {Path(it.path).suffix: it for it in shard.files} if isinstance(shard, Shard) else {}
