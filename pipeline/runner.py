@@ -39,6 +39,13 @@ class Decision:
     recipe: Mapping[str, Any] | None = None
     """None while an input is unfinished."""
 
+    @property
+    def mark(self) -> str | None:
+        """The fingerprint of what was decided on, None while an input is unfinished."""
+        if self.artifact is not None:
+            return self.artifact.fingerprint
+        return fingerprint(self.recipe) if self.recipe is not None else None
+
 
 @dataclass(frozen=True)
 class Outcome:

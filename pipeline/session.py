@@ -62,10 +62,21 @@ class Options:
     address: str
     tracking: bool
     command: str
+    gc: bool = False
+    yes: bool = False
+    keep: int = 1
 
 
-def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Sequence[Stage]]) -> int:
-    """Do what was asked and return the exit code; a user's mistake ends in a message, never in a traceback."""
+def run_session(
+    options: Options,
+    load: Callable[[], C],
+    build: Callable[[C], Sequence[Stage]],
+    in_use: Sequence[Callable[[], C]] = (),
+) -> int:
+    """Do what was asked and return the exit code; a user's mistake ends in a message, never in a traceback.
+
+    `in_use` loads further configs whose results --gc must leave.
+    """
     logging.getLogger("pipeline").addHandler(logging.NullHandler())  # until the log file is open
     screen = Screen.open()
     log_path: Path | None = None
@@ -76,6 +87,9 @@ def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Se
         runner = Runner(build(config), Workdir(Folder.at(options.workdir)), screen=screen)
         selected = select(runner.stages, options.stages)
         force = [name for text in options.force for name in select(runner.stages, text)]
+        if options.gc:
+            _collect(options, runner, [config, *(other() for other in in_use)], build)
+            return 0
         if options.status or options.verify or options.dry_run:
             _look(options, runner, selected, force)
             return 0
@@ -194,6 +208,29 @@ def _look(options: Options, runner: Runner, selected: Sequence[str], force: Sequ
         screen.table(f"{runner.workdir.folder}", ("stage", "state", "metrics", "where"), rows)
     else:
         screen.table("what would happen", ("stage", "action", "why"), rows)
+
+
+def _collect(options: Options, runner: Runner, configs: Sequence[C], build: Callable[[C], Sequence[Stage]]) -> None:
+    """Answer --gc: show what nothing in use refers to, and remove it where --yes says so."""
+    from pipeline.gc import find_leftovers, remove, show, strings_in
+
+    workdir, screen = runner.workdir, runner.screen
+    assert screen is not None
+    if workdir.folder.is_local and not workdir.folder.path.is_dir():
+        raise ConfigError(f"there is no workdir {workdir.folder}: name one with --workdir")
+    with workdir.locked():
+        runners = [runner, *(Runner(build(config), workdir) for config in configs[1:])]
+        named = [text for config in configs for text in strings_in(config.model_dump(mode="json"))]
+        leftovers = find_leftovers(workdir, runners, named, options.keep)
+        total = f"{len(leftovers)} things, {sum(leftover.bytes for leftover in leftovers) / 1e6:,.1f} MB"
+        if not leftovers:
+            screen.line("everything here is in use: nothing to remove")
+            return
+        show(screen, leftovers)
+        if options.yes:
+            remove(workdir, leftovers)
+            workdir.folder.sweep()
+    screen.line(f"{total}: {'removed' if options.yes else 'nothing was removed; the same command with --yes does'}")
 
 
 def _status_row(stage: Stage, decision: Decision) -> tuple[str, str, str, str]:

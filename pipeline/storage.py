@@ -121,6 +121,18 @@ class Folder:
             found = (str(name).removeprefix(f"{base}/") for name in remote.find(base))
         return sorted(name for name in found if TEMPORARY not in name)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of all committed files below by their relative names, in one listing."""
+        if self.is_local:
+            paths = (os.path.join(root, file) for root, _, files in os.walk(self.url) for file in files)
+            found = {os.path.relpath(path, self.url): os.lstat(path).st_size for path in paths}
+        else:
+            remote = _remote(self.url)
+            base = remote._strip_protocol(self.url)
+            listed = remote.find(base, detail=True).items()
+            found = {str(name).removeprefix(f"{base}/"): int(about["size"]) for name, about in listed}
+        return {name: size for name, size in sorted(found.items()) if TEMPORARY not in name}
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError."""
         if self.is_local:

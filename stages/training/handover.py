@@ -16,6 +16,7 @@ def training_folder(output: Output, *, stop_keys: Collection[str]) -> Folder:
     folder = output.checkpoints(stop_keys=stop_keys)
     if output.fresh:
         folder.remove("")
+        output.checkpoints(stop_keys=stop_keys)  # writes down anew whose they are
     return folder
 
 
