@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -28,6 +29,8 @@ from pipeline.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
+LOG_BYTES, LOG_PARTS = 8 * 2**20, 4
+"""A run's log takes no more than so many bytes in so many files."""
 
 C = TypeVar("C", bound="SessionConfig")
 
@@ -161,12 +164,16 @@ def _tracker(options: Options, config: TrackingConfig, runner: Runner) -> Tracke
 
 
 def _open_log(home: Folder) -> Path:
-    """Send the logs of this run to a file of its own; a workdir behind a URL gets it in the temporary folder."""
+    """Send the logs of this run to a file of its own; a workdir behind a URL gets it in the temporary folder.
+
+    A long log goes on in a new file, and only its newest parts stay; --gc removes those of old runs.
+    """
     folder = home.path / "logs" if home.is_local else Path(tempfile.mkdtemp(prefix="smalti-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / time.strftime("run-%Y%m%d-%H%M%S.log")
+    file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_PARTS - 1)
     logging.basicConfig(
-        filename=path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        handlers=[file], level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     for room in ("pipeline", "stages"):
         logging.getLogger(room).setLevel(logging.INFO)
