@@ -1,9 +1,9 @@
 """What nothing in use refers to any more: found, shown with sizes and reasons, removed once that is confirmed.
 
 In use is an artifact that a given config asks for or names by its path, the latest of any stage (with `keep` above 1
-the newest others too), one in whose folder lies a file KEEP, and whatever any of these was made from. Units stay with the
-artifacts that are made of them, checkpoints and memories with those they served. While a stage of a given config is
-unfinished, all its units, checkpoints and memories stay: only its work knows which of them it will ask for.
+the newest others too), one in whose folder lies a file KEEP, and whatever any of these was made from. Units stay with
+the artifacts that are made of them, checkpoints and memories with those they served. While a stage of a given config
+is unfinished, all its units, checkpoints and memories stay: only its work knows which of them it will ask for.
 Logs stay up to the newest few. The tracker's runs, and whatever else lies in the workdir, are left alone.
 """
 

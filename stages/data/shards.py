@@ -66,6 +66,8 @@ class Shard(os.PathLike[str]):
     digest: str
     """Changes when the bytes or the tombstones change: address what is derived from a shard by this."""
     tombstones: frozenset[str] = frozenset()
+    num_samples: int | None = None
+    """What its table holds, those with a tombstone too; None where nobody counted. Saves opening it to count."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -80,11 +82,13 @@ def open_split(artifact: Artifact, split: Literal["train", "val", "sample"]) -> 
     for unit, entry in artifact.unit_files(".tar"):
         # A unit may hold more pictures beside its shard, under other names.
         if unit.name.startswith(f"{split}-") and entry.path == f"{unit.name}.tar":
-            for companion in unit.files:  # behind a URL all three must be fetched before the reader looks for them
-                artifact.local(companion.path)
+            if not artifact.store.folder.is_local:
+                for companion in unit.files:  # all three must be fetched before the reader looks for them
+                    artifact.local(companion.path)
             keys = frozenset(removed.get(unit.name, ()))
             marked = hashlib.sha256(canonical_json([unit.digest, sorted(keys)]).encode()).hexdigest()
-            shards.append(Shard(unit.name, artifact.local(entry.path), marked if keys else unit.digest, keys))
+            counted = unit.counts.get("samples") if split != "sample" else None  # there it may count other pictures
+            shards.append(Shard(unit.name, artifact.local(entry.path), marked if keys else unit.digest, keys, counted))
     return shards
 
 
@@ -137,9 +141,10 @@ class ShardReader:
     def __init__(self, shard: Shard | Path) -> None:
         self.path = Path(shard)
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
+        self.num_samples = shard.num_samples if isinstance(shard, Shard) else None
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) if self.num_samples is None else self.num_samples - len(self.tombstones)
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
@@ -188,7 +193,7 @@ class ShardReader:
             self._closing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "tombstones": self.tombstones}
+        return {"path": self.path, "tombstones": self.tombstones, "num_samples": self.num_samples}
 
     @cached_property
     def _descriptor(self) -> int:
@@ -205,6 +210,8 @@ class ShardReader:
             raise DataError(f"{self.path}: the shard cannot be read ({error}): {_REMEDY}") from None
         if index[:1] != [f"{INDEX_VERSION} {len(rows)}"] or len(index) != len(rows) + 1:
             raise DataError(f"{self.path}: its index does not list the {len(rows)} samples of its table: {_REMEDY}")
+        if self.num_samples not in (None, len(rows)):
+            raise DataError(f"{self.path}: {len(rows)} samples, {self.num_samples} were written: {_REMEDY}")
         ends = [at + length for row in rows for at, length in row["members"].values()]
         if size < max(ends, default=0) + 2 * tarfile.BLOCKSIZE or size % tarfile.RECORDSIZE:
             raise DataError(f"{self.path}: {size} bytes, cut short: {_REMEDY}")
