@@ -15,7 +15,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.artifacts import Artifact
 from pipeline.manifest import MANIFEST
@@ -119,18 +118,6 @@ def remove(workdir: Workdir, leftovers: Sequence[Leftover]) -> None:
         if leftover.mark is not None:
             workdir.folder.remove(f"{name}/{leftover.mark}")
         workdir.folder.remove(name)
-
-
-def strings_in(value: Any) -> Iterator[str]:
-    """Yield all strings in a tree of mappings and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for below in value.values():
-            yield from strings_in(below)
-    elif isinstance(value, list | tuple):
-        for below in value:
-            yield from strings_in(below)
 
 
 def show(screen: Screen, leftovers: Sequence[Leftover]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.artifacts import Artifact, Metrics
 from pipeline.errors import StageError
 from pipeline.manifest import MANIFEST, FileEntry, UnitRecord, digest_of
+from pipeline.redaction import redacted
 from pipeline.runtime import BoundRuntime
 from pipeline.storage import Folder, canonical_json
 from pipeline.units import MakeWorker, Unit, UnitStore
@@ -115,6 +116,7 @@ class Output:
 
     def warn(self, message: str) -> None:
         """Announce a fallback or oddity, record it in the manifest and show it in the report."""
+        message = redacted(message)
         if message not in self.warnings:
             self.warnings.append(message)
             self.warner(message)

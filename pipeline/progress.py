@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.redaction import redacted
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -38,7 +40,7 @@ class Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line above any progress bar."""
-        self.console.print(text, style=style, markup=False)
+        self.console.print(redacted(text), style=style, markup=False)
 
     def begin(self, stage: str) -> None:
         """Announce that a stage runs."""
@@ -91,7 +93,7 @@ class Screen:
         for column in columns:
             table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(redacted, row))
         self.console.print(table, soft_wrap=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import time
 import traceback
@@ -15,10 +16,11 @@ from typing import Protocol, TypeVar
 
 import yaml
 
-from pipeline.config import ClusterConfig, TrackingConfig
+from pipeline.config import ClusterConfig, TrackingConfig, strings_in
 from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.progress import Screen, duration, metrics_text
 from pipeline.provenance import code_revision
+from pipeline.redaction import RedactingFormatter, redacted, refuse_secrets
 from pipeline.runner import Decision, Outcome, Runner, verify
 from pipeline.runtime import LocalRuntime, Runtime
 from pipeline.signals import listening
@@ -87,6 +89,8 @@ def run_session(
         if options.runtime not in ("ray", "local"):
             raise ConfigError(f"--runtime {options.runtime}: choose ray or local")
         config = load()
+        told = {key: value for key, value in config.model_dump(mode="json").items() if key != "tracking"}
+        refuse_secrets({**told, "--workdir": options.workdir})
         runner = Runner(build(config), Workdir(Folder.at(options.workdir)), screen=screen)
         selected = select(runner.stages, options.stages)
         force = [name for text in options.force for name in select(runner.stages, text)]
@@ -113,7 +117,7 @@ def run_session(
         return 130
     except Exception as error:  # the last line of defence: a bug is shown whole, and the person learns how to go on
         log.exception("failed")
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr)
         _explain(screen, options, error, log_path)
         return 1
 
@@ -172,9 +176,8 @@ def _open_log(home: Folder) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / time.strftime("run-%Y%m%d-%H%M%S.log")
     file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_PARTS - 1)
-    logging.basicConfig(
-        handlers=[file], level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[file], level=logging.WARNING, force=True)
     for room in ("pipeline", "stages"):
         logging.getLogger(room).setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
@@ -219,7 +222,7 @@ def _look(options: Options, runner: Runner, selected: Sequence[str], force: Sequ
 
 def _collect(options: Options, runner: Runner, configs: Sequence[C], build: Callable[[C], Sequence[Stage]]) -> None:
     """Answer --gc: show what nothing in use refers to, and remove it where --yes says so."""
-    from pipeline.gc import find_leftovers, remove, show, strings_in
+    from pipeline.gc import find_leftovers, remove, show
 
     workdir, screen = runner.workdir, runner.screen
     assert screen is not None

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts import Artifact
-from pipeline.config import StrictModel
+from pipeline.config import StrictModel, strings_in
 from pipeline.errors import StorageError, WorkdirBusy
-from pipeline.gc import KEEP, Leftover, find_leftovers, remove, strings_in
+from pipeline.gc import KEEP, Leftover, find_leftovers, remove
 from pipeline.output import Output
 from pipeline.runner import Runner, verify
 from pipeline.runtime import BoundRuntime
