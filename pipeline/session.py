@@ -32,7 +32,7 @@ from pipeline.workdir import Workdir
 log = logging.getLogger(__name__)
 
 LOG_BYTES, LOG_PARTS = 8 * 2**20, 4
-"""A run's log takes no more than so many bytes in so many files."""
+"""A run's log, and that of each of Ray's processes, takes no more than so many files of so many bytes."""
 
 C = TypeVar("C", bound="SessionConfig")
 
@@ -155,6 +155,8 @@ def _run(
 def _runtime(options: Options, cluster: ClusterConfig) -> Runtime:
     if options.runtime == "local":
         return LocalRuntime(cluster)
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(LOG_PARTS - 1))
     from pipeline.ray_runtime import RayRuntime
 
     return RayRuntime(cluster, options.address)
