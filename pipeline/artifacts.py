@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,19 +67,20 @@ class Artifact:
     def load(cls, folder: Folder, store: UnitStore) -> Artifact:
         """Read a finished artifact. Raises StorageError where its manifest is damaged."""
         try:
-            manifest = folder.read_json(MANIFEST)
-            return cls(
-                folder=folder,
-                store=store,
-                stage=manifest["stage"],
-                fingerprint=manifest["fingerprint"],
-                recipe=manifest["recipe"],
-                digest=manifest["digest"],
-                metrics=manifest["metrics"],
-                notes=manifest["notes"],
-                own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
-                units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
-            )
+            with _all_to_stay():
+                manifest = folder.read_json(MANIFEST)
+                return cls(
+                    folder=folder,
+                    store=store,
+                    stage=manifest["stage"],
+                    fingerprint=manifest["fingerprint"],
+                    recipe=manifest["recipe"],
+                    digest=manifest["digest"],
+                    metrics=manifest["metrics"],
+                    notes=manifest["notes"],
+                    own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
+                    units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
+                )
         except (json.JSONDecodeError, KeyError, ValueError) as error:
             raise StorageError(f"{folder}/{MANIFEST} is damaged ({error}): redo the stage with --force") from error
 
@@ -112,3 +115,15 @@ class Artifact:
             elif content_hash(home.local(entry.path)) != entry.sha256:
                 complaints.append(f"{home}/{entry.path} differs from what was written")
         return complaints
+
+
+@contextlib.contextmanager
+def _all_to_stay() -> Iterator[None]:
+    """Collect no garbage meanwhile: searching 100,000 records again and again for some took longer than making them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -205,15 +205,12 @@ class RayRuntime:
         if self.address != "local":
             try:
                 ray.init(address=self.address, **quiet)
-            except AuthenticationError as error:
+            except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
                 raise ConfigError(
-                    f"the Ray cluster at --address {self.address} refuses this token: copy the head's token file here, "
-                    "name it in RAY_AUTH_TOKEN_PATH (by default ~/.ray/auth_token), and set RAY_AUTH_MODE=token"
-                ) from error
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"no Ray cluster answers at --address {self.address} ({error}): start one with `ray start --head`, "
-                    "or use --address local"
+                    f"no Ray cluster at --address {self.address} lets this run in ({error}): start one with "
+                    "configs/cluster/start_ray.sh, or use --address local. Where one runs, it may refuse the token: "
+                    "copy the head's ~/.ray/auth_token here, or name it in RAY_AUTH_TOKEN_PATH, and set "
+                    "RAY_AUTH_MODE=token"
                 ) from error
             return
         ranks, units = self.cluster.num_workers or 1, self.cluster.unit_workers or 1

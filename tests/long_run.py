@@ -2,10 +2,10 @@
 
     python -m tests.long_run [--steps 2000] [--units 200] [--runtime ray|local]
 
-Runs the small pipeline through Ray with so many steps of each training and so many units of samples, and looks at the
-driver and at the processes that train and sample every half second (with `--runtime local` the driver is all of them). Of each stage the first third is warm-up; to the
-rest a line is fitted. Prints a table of what that line adds up to over the stage. Exit code 1 where something grows:
-memory by more than 3% of the process and 24 MB, open files or threads by more than 2.
+Runs the small pipeline with so many steps of each training and so many units of samples, and looks at the driver and
+at the processes that train and sample every half second (with `--runtime local` the driver does all). Of each stage the
+first third is warm-up; to the rest a line is fitted. Prints a table of what that line adds up to over the stage. Exit
+code 1 where something grows: memory by more than 3% of the process and 24 MB, open files or threads by more than 2.
 """
 
 from __future__ import annotations

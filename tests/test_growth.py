@@ -19,7 +19,7 @@ GROWS_WITH_SHARDS = {
     "open the order",
     "commit the artifact",
 }
-CONSTANT = {"commit a unit", "find sample N, twice"}
+CONSTANT = {"commit a unit", "find sample N"}
 
 
 def operations(task: Callable[[], Any]) -> int:
