@@ -273,7 +273,7 @@ def main() -> int:
     fixed = shards[len(shards) // 2 - 1]
     samples = [fixed * each // 10 * 10**power for power in range(4)]
     by_samples = table(f"samples, in {fixed:,} shards", samples, [measure_world(fixed, count) for count in samples])
-    pictures = [10_000, 100_000, 1_000_000]
+    pictures = [3_000, 30_000, 300_000]
     cut = table("pictures of a source", pictures, [measure_assignment(count) for count in pictures])
     print(json.dumps({"shards": shards, "by_shards": by_shards, "by_samples": by_samples, "by_pictures": cut}))
     return 0
