@@ -7,7 +7,7 @@ DEMO ?=
 # Two workers, a file of tests at a time.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all check bench lock clean distclean
+.PHONY: demo test test-all check chaos bench audit lock clean distclean
 
 demo: $(READY)  ## the whole pipeline on the packaged pictures
 	$(BIN)/python run_pipeline.py --stages all $(DEMO)
@@ -25,12 +25,14 @@ check: $(READY)  ## format, lint, types, import contracts, fast tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not thorough" --durations=0 --durations-min=5
 
-.PHONY: chaos
 chaos: $(READY)  ## random faults against a small pipeline; make chaos MINUTES=15 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),0)
 
 bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
 	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+audit: $(READY)  ## what is known against the pinned packages
+	$(BIN)/python -m tests.audit --uv $(UV)
 
 lock: $(READY)  ## pin the dependencies anew
 	$(UV) pip compile --universal --generate-hashes --python-version 3.11 --group dev --no-header \

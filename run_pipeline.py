@@ -94,6 +94,14 @@ def main(
     verify: Annotated[bool, typer.Option("--verify", help="Re-hash finished artifacts.")] = False,
     runtime: Annotated[str, typer.Option(help="ray | local (everything in this process)")] = "ray",
     address: Annotated[str, typer.Option(help="Ray's address: local | auto | HOST:PORT")] = "local",
+    gc: Annotated[bool, typer.Option("--gc", help="Show what no config in use refers to, with sizes.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --gc: remove it.")] = False,
+    keep: Annotated[
+        int, typer.Option(min=1, help="With --gc: artifacts of each stage that stay, the latest first.")
+    ] = 1,
+    in_use: Annotated[
+        list[Path] | None, typer.Option(metavar="CONFIG", help="With --gc: another config in use. Repeatable.")
+    ] = None,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do without MLflow.")] = False,
 ) -> None:
     """Shard pictures, train a tokenizer, encode, train a prior, sample, evaluate. The same command again resumes."""
@@ -109,8 +117,14 @@ def main(
         address=address,
         tracking=not no_tracking,
         command="python run_pipeline.py " + shlex.join(sys.argv[1:]),
+        gc=gc,
+        yes=yes,
+        keep=keep,
     )
-    raise typer.Exit(run_session(options, lambda: load_config(Config, config, overrides or (), smoke=smoke), build))
+    others = [partial(load_config, Config, path, smoke=smoke) for path in in_use or ()]
+    raise typer.Exit(
+        run_session(options, lambda: load_config(Config, config, overrides or (), smoke=smoke), build, others)
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,19 +72,20 @@ class Artifact:
     def load(cls, folder: Folder, store: UnitStore) -> Artifact:
         """Read a finished artifact. Raises DamagedManifest where its manifest is not what was written."""
         try:
-            manifest = folder.read_json(MANIFEST)
-            artifact = cls(
-                folder=folder,
-                store=store,
-                stage=manifest["stage"],
-                fingerprint=manifest["fingerprint"],
-                recipe=manifest["recipe"],
-                digest=manifest["digest"],
-                metrics=manifest["metrics"],
-                notes=manifest["notes"],
-                own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
-                units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
-            )
+            with _all_to_stay():
+                manifest = folder.read_json(MANIFEST)
+                artifact = cls(
+                    folder=folder,
+                    store=store,
+                    stage=manifest["stage"],
+                    fingerprint=manifest["fingerprint"],
+                    recipe=manifest["recipe"],
+                    digest=manifest["digest"],
+                    metrics=manifest["metrics"],
+                    notes=manifest["notes"],
+                    own_files=tuple(FileEntry.model_validate(row) for row in manifest["files"]),
+                    units=tuple(UnitRecord.model_validate(row) for row in manifest["units"]),
+                )
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise DamagedManifest(f"{folder}/{MANIFEST} is damaged ({type(error).__name__}: {error})") from error
         recipe = hashlib.sha256(canonical_json(artifact.recipe).encode()).hexdigest()
@@ -152,3 +155,15 @@ class Artifact:
             elif stored.folder.hash_of(entry.path) != entry.sha256:
                 complaints.append(f"{stored} differs from what was written")
         return complaints
+
+
+@contextlib.contextmanager
+def _all_to_stay() -> Iterator[None]:
+    """Collect no garbage meanwhile: searching 100,000 records again and again for some took longer than making them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -111,6 +111,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield all strings in a tree of mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for below in value.values():
+            yield from strings_in(below)
+    elif isinstance(value, list | tuple):
+        for below in value:
+            yield from strings_in(below)
 
 
 def _laid_over(tree: Any, over: Any) -> Any:

@@ -13,9 +13,13 @@ from typing import Any
 from pipeline.artifacts import Artifact, Metrics
 from pipeline.errors import StageError
 from pipeline.manifest import MANIFEST, FileEntry, UnitRecord, digest_of
+from pipeline.redaction import redacted
 from pipeline.runtime import BoundRuntime
 from pipeline.storage import Folder, canonical_json, explaining
 from pipeline.units import MakeWorker, Unit, UnitStore
+
+USED_BY = "USED_BY.json"
+"""In a folder that outlives its artifact: the fingerprints of the artifacts it served."""
 
 
 @dataclass
@@ -97,15 +101,22 @@ class Output:
         """Return where training state is kept: the same place whatever the stop conditions (`stop_keys`) are."""
         config = {key: value for key, value in self.recipe["config"].items() if key not in stop_keys}
         key = hashlib.sha256(canonical_json({**self.recipe, "config": config}).encode()).hexdigest()
-        return self.workdir / "checkpoints" / self.stage / key[:16]
+        return self._outliving(self.workdir / "checkpoints" / self.stage / key[:16])
 
     def memory(self, keys: Mapping[str, Any]) -> Folder:
         """Return a place that outlives the artifact, the same for equal `keys`: how earlier runs cut the data."""
         key = hashlib.sha256(canonical_json(keys).encode()).hexdigest()
-        return self.workdir / "memory" / self.stage / key[:16]
+        return self._outliving(self.workdir / "memory" / self.stage / key[:16])
+
+    def _outliving(self, folder: Folder) -> Folder:
+        served = folder.read_json(USED_BY) if folder.exists(USED_BY) else []
+        if self.fingerprint not in served:
+            folder.write_json(USED_BY, [*served, self.fingerprint])
+        return folder
 
     def warn(self, message: str) -> None:
         """Announce a fallback or oddity, record it in the manifest and show it in the report."""
+        message = redacted(message)
         if message not in self.warnings:
             self.warnings.append(message)
             self.warner(message)

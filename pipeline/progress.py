@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import visible
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ class Screen:
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line above any progress bar."""
-        self.console.print(visible(text), style=style, markup=False)
+        self.console.print(visible(redacted(text)), style=style, markup=False)
 
     def begin(self, stage: str) -> None:
         """Announce that a stage runs."""
@@ -94,7 +95,7 @@ class Screen:
         for column in columns:
             table.add_column(column, overflow="fold", justify="right" if column == "time" else "left")
         for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))  # a text could hold rich's own markup
+            table.add_row(*(Text(visible(redacted(cell))) for cell in row))  # a text could hold rich's own markup
         self.console.print(table, soft_wrap=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, Interrupted, UserError, WorkerLost
@@ -118,6 +119,7 @@ class RayRuntime:
     address: str = "local"
     _hosts: list[Any] = field(default_factory=list)
     _hosts_have_gpus: bool = False
+    _session_folder: str | None = None
 
     def map_units(
         self, store: UnitStore, make_worker: MakeWorker, units: Sequence[Unit], reporter: Reporter, *, gpu: bool = True
@@ -191,6 +193,8 @@ class RayRuntime:
         if ray.is_initialized():
             self._drop(list(self._hosts))
             ray.shutdown()
+        if self._session_folder:  # what workers said that matters is in the run's log; this would pile up
+            shutil.rmtree(self._session_folder, ignore_errors=True)
 
     def _start(self) -> None:
         if ray.is_initialized():
@@ -201,14 +205,16 @@ class RayRuntime:
         if self.address != "local":
             try:
                 ray.init(address=self.address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
                 raise ConfigError(
-                    f"no Ray cluster answers at --address {self.address} ({error}): start one with `ray start --head`, "
-                    "or use --address local"
+                    f"no Ray cluster at --address {self.address} lets this run in ({error}): start one with "
+                    "configs/cluster/start_ray.sh, or use --address local. Where one runs, it may refuse the token: "
+                    "copy the head's ~/.ray/auth_token here, or name it in RAY_AUTH_TOKEN_PATH, and set "
+                    "RAY_AUTH_MODE=token"
                 ) from error
             return
         ranks, units = self.cluster.num_workers or 1, self.cluster.unit_workers or 1
-        ray.init(
+        started = ray.init(
             address="local",
             num_cpus=max(available_cores(), ranks, units),
             num_gpus=visible_gpus(),
@@ -216,6 +222,7 @@ class RayRuntime:
             object_store_memory=256 * 2**20,
             **quiet,
         )
+        self._session_folder = started.address_info["session_dir"]
 
     def _gpus(self) -> int:
         return int(ray.cluster_resources().get("GPU", 0))

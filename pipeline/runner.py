@@ -42,6 +42,13 @@ class Decision:
     damage: str = ""
     """What is missing of an artifact that was finished; the run makes it again."""
 
+    @property
+    def mark(self) -> str | None:
+        """The fingerprint of what was decided on, None while an input is unfinished."""
+        if self.artifact is not None:
+            return self.artifact.fingerprint
+        return fingerprint(self.recipe) if self.recipe is not None else None
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import yaml
 
-from pipeline.config import ClusterConfig, TrackingConfig
+from pipeline.config import ClusterConfig, TrackingConfig, strings_in
 from pipeline.errors import ConfigError, Interrupted, UserError
 from pipeline.progress import Screen, duration, metrics_text
 from pipeline.provenance import code_revision
+from pipeline.redaction import RedactingFormatter, redacted, refuse_secrets
 from pipeline.runner import Decision, Outcome, Runner, verify
 from pipeline.runtime import LocalRuntime, Runtime
 from pipeline.signals import listening
@@ -29,6 +32,8 @@ from pipeline.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
+LOG_BYTES, LOG_PARTS = 8 * 2**20, 4
+"""A run's log, and that of each of Ray's processes, takes no more than so many files of so many bytes."""
 
 C = TypeVar("C", bound="SessionConfig")
 
@@ -63,10 +68,21 @@ class Options:
     address: str
     tracking: bool
     command: str
+    gc: bool = False
+    yes: bool = False
+    keep: int = 1
 
 
-def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Sequence[Stage]]) -> int:
-    """Do what was asked and return the exit code; a user's mistake ends in a message, never in a traceback."""
+def run_session(
+    options: Options,
+    load: Callable[[], C],
+    build: Callable[[C], Sequence[Stage]],
+    in_use: Sequence[Callable[[], C]] = (),
+) -> int:
+    """Do what was asked and return the exit code; a user's mistake ends in a message, never in a traceback.
+
+    `in_use` loads further configs whose results --gc must leave.
+    """
     logging.getLogger("pipeline").addHandler(logging.NullHandler())  # until the log file is open
     screen = Screen.open()
     retries.announce = lambda message: screen.line(f"note: {message}", style="yellow")
@@ -75,9 +91,14 @@ def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Se
         if options.runtime not in ("ray", "local"):
             raise ConfigError(f"--runtime {options.runtime}: choose ray or local")
         config = load()
+        told = {key: value for key, value in config.model_dump(mode="json").items() if key != "tracking"}
+        refuse_secrets({**told, "--workdir": options.workdir})
         runner = Runner(build(config), Workdir(Folder.at(options.workdir)), screen=screen)
         selected = select(runner.stages, options.stages)
         force = [name for text in options.force for name in select(runner.stages, text)]
+        if options.gc:
+            _collect(options, runner, [config, *(other() for other in in_use)], build)
+            return 0
         if options.status or options.verify or options.dry_run:
             _look(options, runner, selected, force)
             return 0
@@ -99,7 +120,7 @@ def run_session(options: Options, load: Callable[[], C], build: Callable[[C], Se
         return 130
     except Exception as error:  # the last line of defence: a bug is shown whole, and the person learns how to go on
         log.exception("failed")
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr)
         _explain(screen, options, error, log_path)
         return 1
 
@@ -137,6 +158,8 @@ def _run(
 def _runtime(options: Options, cluster: ClusterConfig) -> Runtime:
     if options.runtime == "local":
         return LocalRuntime(cluster)
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(LOG_PARTS - 1))
     from pipeline.ray_runtime import RayRuntime
 
     return RayRuntime(cluster, options.address)
@@ -154,14 +177,17 @@ def _tracker(options: Options, config: TrackingConfig, runner: Runner) -> Tracke
 
 
 def _open_log(home: Folder) -> Path:
-    """Send the logs of this run to a file of its own; a workdir behind a URL gets a copy when the run ends."""
+    """Send the logs of this run to a file of its own; a workdir behind a URL gets a copy when the run ends.
+
+    A long log goes on in a new file, and only its newest parts stay; --gc removes those of old runs.
+    """
     folder = kept_beside(home).path / "logs"
     path = folder / time.strftime("run-%Y%m%d-%H%M%S.log")
     with explaining(str(path)):
         folder.mkdir(parents=True, exist_ok=True)
-        logging.basicConfig(
-            filename=path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-        )
+        file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_PARTS - 1)
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[file], level=logging.WARNING, force=True)
     for room in ("pipeline", "stages"):
         logging.getLogger(room).setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
@@ -214,6 +240,29 @@ def _look(options: Options, runner: Runner, selected: Sequence[str], force: Sequ
         screen.table(f"{runner.workdir.folder}", ("stage", "state", "metrics", "where"), rows)
     else:
         screen.table("what would happen", ("stage", "action", "why"), rows)
+
+
+def _collect(options: Options, runner: Runner, configs: Sequence[C], build: Callable[[C], Sequence[Stage]]) -> None:
+    """Answer --gc: show what nothing in use refers to, and remove it where --yes says so."""
+    from pipeline.gc import find_leftovers, remove, show
+
+    workdir, screen = runner.workdir, runner.screen
+    assert screen is not None
+    if workdir.folder.is_local and not workdir.folder.path.is_dir():
+        raise ConfigError(f"there is no workdir {workdir.folder}: name one with --workdir")
+    with workdir.locked():
+        runners = [runner, *(Runner(build(config), workdir) for config in configs[1:])]
+        named = [text for config in configs for text in strings_in(config.model_dump(mode="json"))]
+        leftovers = find_leftovers(workdir, runners, named, options.keep)
+        total = f"{len(leftovers)} things, {sum(leftover.bytes for leftover in leftovers) / 1e6:,.1f} MB"
+        if not leftovers:
+            screen.line("everything here is in use: nothing to remove")
+            return
+        show(screen, leftovers)
+        if options.yes:
+            remove(workdir, leftovers)
+            workdir.folder.sweep()
+    screen.line(f"{total}: {'removed' if options.yes else 'nothing was removed; the same command with --yes does'}")
 
 
 def _status_row(stage: Stage, decision: Decision) -> tuple[str, str, str, str]:

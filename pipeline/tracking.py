@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import redacted
 from pipeline.storage import Folder
 from pipeline.storage.beside import kept_beside
 
@@ -114,9 +115,10 @@ class MlflowTracker:
             )
             for run in stale:
                 self._client.set_terminated(run.info.run_id, "KILLED")
-            run = self._client.create_run(self._experiment_id, run_name=name, tags={**tags, "smalti.kind": "pipeline"})
+            shown = {key: redacted(value) for key, value in tags.items()} | {"smalti.kind": "pipeline"}
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=shown)
             self._parent = run.info.run_id
-            self._client.log_text(self._parent, config_text, "config.yaml")
+            self._client.log_text(self._parent, redacted(config_text), "config.yaml")
 
     def stage(
         self, name: str, params: Mapping[str, Any], inputs: Mapping[str, str], run_id: str | None
@@ -227,7 +229,7 @@ class _MlflowStage:
 def _params(params: Mapping[str, Any]) -> list[Any]:
     from mlflow.entities import Param
 
-    return [Param(key, str(value)[:500]) for key, value in params.items()]
+    return [Param(key, redacted(str(value))[:500]) for key, value in params.items()]
 
 
 @contextlib.contextmanager

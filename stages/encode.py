@@ -23,7 +23,6 @@ from stages.encoding.segments import Known, segments_of
 
 if TYPE_CHECKING:
     from stages.data.box_codes import BoxCodes
-    from stages.data.shards import Shard
     from stages.models.vocabulary import TokenSpace
 
 CAPTIONS = "captions.json"
@@ -75,7 +74,6 @@ def encode(
     With captions it costs all tables, for byte pairs are learnt anew. A spatial condition needs `maps` and the
     tokenizer that learnt them.
     """
-    from stages.data.shards import open_split
     from stages.models.vocabulary import TokenCorpus, TokenSpace
 
     dataset = shards.read_json("dataset.json")
@@ -86,14 +84,7 @@ def encode(
     known = Known(dataset["classes"], described["grid"], captions, map_space, box_codes)
     segments = segments_of(config.condition, known)
     space = TokenSpace.model_validate({**described, "condition": segments})
-    maps_of = {shard.name: shard for split in ("train", "val") for shard in (open_split(maps, split) if maps else ())}
-    units = [
-        _unit(
-            config, shard, space, maps_of.get(shard.name), captions, box_codes, flips=config.flips and split == "train"
-        )
-        for split in ("train", "val")
-        for shard in open_split(shards, split)
-    ]
+    units = plan(config, shards, space, maps, captions, box_codes)
     map_folder = cond_tokenizer.folder if cond_tokenizer else None
     make_worker = functools.partial(load_encoder, tokenizer.folder, map_folder, captions, box_codes)
     started = time.monotonic()
@@ -208,34 +199,39 @@ def _picture_space(tokenizer: Artifact, dataset: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _unit(
+def plan(
     config: EncodeWork,
-    shard: Shard,
+    shards: Artifact,
     space: TokenSpace,
-    maps: Shard | None,
+    maps: Artifact | None,
     captions: str | None,
     box_codes: BoxCodes | None,
-    *,
-    flips: bool,
-) -> Unit:
+) -> list[Unit]:
+    """Return a unit for each shard, naming all that decides its table."""
+    from stages.data.shards import open_split
+
     described = space.model_dump(mode="json")
     metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in described.items()}
-    return Unit(
-        name=shard.name,
-        recipe={
-            "shard": shard.digest,
-            "tokenizer": space.tokenizer,
-            "classes": metadata["classes"],
-            "segments": described["condition"],
-            "condition": [condition.model_dump(mode="json") for condition in config.condition],
-            "maps": maps.digest if maps else None,
-            "captions": hashlib.sha256(captions.encode()).hexdigest() if captions else None,
-            "variants": [2 * crop + side for crop in range(config.crops) for side in ((0, 1) if flips else (0,))],
-            "seed": config.seed,
-            "batch_size": config.batch_size,
-            "threads": config.threads,
-            "precision": config.precision,
-            **({"boxes": box_codes.model_dump(mode="json")} if box_codes else {}),
-        },
-        payload={"shard": shard, "maps": maps, "condition": config.condition, "metadata": metadata},
-    )
+    common = {
+        "tokenizer": space.tokenizer,
+        "classes": metadata["classes"],
+        "segments": described["condition"],
+        "condition": [condition.model_dump(mode="json") for condition in config.condition],
+        "captions": hashlib.sha256(captions.encode()).hexdigest() if captions else None,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "threads": config.threads,
+        "precision": config.precision,
+        **({"boxes": box_codes.model_dump(mode="json")} if box_codes else {}),
+    }
+    units = []
+    for split in ("train", "val"):
+        sides = (0, 1) if config.flips and split == "train" else (0,)
+        variants = [2 * crop + side for crop in range(config.crops) for side in sides]
+        maps_of = {shard.name: shard for shard in (open_split(maps, split) if maps else ())}
+        for shard in open_split(shards, split):
+            beside = maps_of.get(shard.name)
+            own = {"shard": shard.digest, "maps": beside.digest if beside else None, "variants": variants}
+            payload = {"shard": shard, "maps": beside, "condition": config.condition, "metadata": metadata}
+            units.append(Unit(shard.name, {**common, **own}, payload))
+    return units

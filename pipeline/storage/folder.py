@@ -97,6 +97,15 @@ class Folder:
         found = remote.facts(self._url(name))
         return (found.bytes, found.stamp) if found else None
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of all committed files below by their relative names, in one listing."""
+        if self.is_local:
+            paths = (os.path.join(root, file) for root, _, files in os.walk(self.url) for file in files)
+            found = {os.path.relpath(path, self.url): os.lstat(path).st_size for path in paths}
+        else:
+            found = {name: size for name, size, _ in self.listing()}
+        return {name: size for name, size in sorted(found.items()) if TEMPORARY not in name}
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises FileNotFoundError."""
         if self.is_local:

@@ -23,6 +23,7 @@ class Order:
             raise ValueError(f"{len(counts)} shards hold no samples: there is nothing to order")
         assert window > 0
         self.counts = tuple(counts)
+        self._sizes = np.asarray(self.counts)
         self.seed = seed
         self.window = window
         self.num_samples = sum(counts)
@@ -57,7 +58,7 @@ class Order:
     def _epoch_layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (first position of each window within the epoch, permuted shards)."""
         shards = _permutation(len(self.counts), f"shards/{self.seed}/{epoch}")
-        sizes = np.asarray(self.counts)[shards]
+        sizes = self._sizes[shards]
         starts = np.concatenate([[0], np.cumsum(sizes)[self.window - 1 :: self.window]])
         # An empty window has the start of its successor, which searchsorted from the right then finds.
         return starts[: -(-len(shards) // self.window)], shards
@@ -66,7 +67,7 @@ class Order:
         """Return (shards, indices) of one window's samples in the order in which they are seen."""
         _, shards = self._epoch(epoch)
         chosen = shards[number * self.window : (number + 1) * self.window]
-        sizes = np.asarray(self.counts)[chosen]
+        sizes = self._sizes[chosen]
         owners = np.repeat(chosen, sizes)
         indices = np.concatenate([np.arange(size) for size in sizes])
         mixed = _permutation(len(owners), f"samples/{self.seed}/{epoch}/{number}")

@@ -70,6 +70,8 @@ class Shard(os.PathLike[str]):
     tombstones: frozenset[str] = frozenset()
     files: tuple[FileEntry, ...] = ()
     """What was written, by which the reader knows damage; without them it knows cuts, and damaged pictures."""
+    num_samples: int | None = None
+    """What its table holds, those with a tombstone too; None where nobody counted. Saves opening it to count."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -87,7 +89,8 @@ def open_split(artifact: Artifact, split: Literal["train", "val", "sample"]) -> 
             keys = frozenset(removed.get(unit.name, ()))
             marked = hashlib.sha256(canonical_json([unit.digest, sorted(keys)]).encode()).hexdigest()
             tar, digest = artifact.file(entry.path), marked if keys else unit.digest
-            shards.append(Shard(unit.name, tar, digest, keys, unit.files))
+            counted = unit.counts.get("samples") if split != "sample" else None  # there it may count other pictures
+            shards.append(Shard(unit.name, tar, digest, keys, unit.files, counted))
     return shards
 
 
@@ -144,6 +147,7 @@ class ShardReader:
         if not isinstance(tar, StoredFile):
             tar = StoredFile(Folder.at(Path(tar).parent), Path(tar).name)
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
+        self.num_samples = shard.num_samples if isinstance(shard, Shard) else None
         self.few = few
         written = {Path(it.path).suffix: it for it in shard.files} if isinstance(shard, Shard) else {}
         self._files = {
@@ -157,7 +161,7 @@ class ShardReader:
         return self._files[".tar"]
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) if self.num_samples is None else self.num_samples - len(self.tombstones)
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
@@ -206,7 +210,7 @@ class ShardReader:
             self._closing()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: vars(self)[name] for name in ("tombstones", "few", "_files")}
+        return {name: vars(self)[name] for name in ("tombstones", "num_samples", "few", "_files")}
 
     def _read(self, offset: int, size: int) -> bytes:
         if self.few and not self.path.is_local:
@@ -237,6 +241,8 @@ class ShardReader:
             raise DataError(
                 f"{self.path}: its index does not list the {len(rows)} samples of its table: {self.path.remedy}"
             )
+        if self.num_samples not in (None, len(rows)):
+            raise DataError(f"{self.path}: {len(rows)} samples, {self.num_samples} were written: {self.path.remedy}")
         ends = [at + length for row in rows for at, length in row["members"].values()]
         if size < max(ends, default=0) + 2 * tarfile.BLOCKSIZE or size % tarfile.RECORDSIZE:
             raise DataError(f"{self.path}: {size} bytes, cut short: {self.path.remedy}")

@@ -188,7 +188,8 @@ class Checkpoints:
     def _prune(self, committed: Sequence[str]) -> None:
         folders = {name.partition("/")[0] for name in self._folder.names()}
         for folder in sorted(folders):
-            if folder.startswith("step-") and folder not in committed:
+            # While training goes on no result is on its way: one that lies here belonged to a driver that died.
+            if folder.startswith(("step-", "result-")) and folder not in committed:
                 self._folder.remove(folder)
 
 

@@ -21,6 +21,7 @@ def training_folder(output: Output, *, stop_keys: Collection[str]) -> Folder:
         folder.remove("")
     for result in sorted({name.partition("/")[0] for name in folder.names() if name.startswith(RESULT)}):
         folder.remove(result)  # a killed driver did not come to collect it
+        output.checkpoints(stop_keys=stop_keys)  # writes down anew whose they are
     return folder
 
 

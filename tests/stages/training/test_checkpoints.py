@@ -129,6 +129,14 @@ def test_the_newest_checkpoint_is_found_and_older_ones_are_dropped(tmp_path: Pat
     assert folders == ["00000020", "00000030"]
 
 
+def test_saving_drops_a_result_that_no_driver_fetched(tmp_path: Path) -> None:
+    checkpoints = checkpoints_at(tmp_path)
+    (tmp_path / "result-0123").mkdir()
+    (tmp_path / "result-0123/model").touch()
+    checkpoints.save(1, state_of(1), [])
+    assert not (tmp_path / "result-0123").exists()
+
+
 def test_a_checkpoint_can_be_passed_over(tmp_path: Path) -> None:
     checkpoints = checkpoints_at(tmp_path)
     for step in (10, 20):

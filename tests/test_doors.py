@@ -1,0 +1,178 @@
+"""Who can come in: what a run listens on, and what a cluster says to a wrong token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kill_and_resume import descendants
+from tests.small import ROOT
+
+pytestmark = pytest.mark.thorough
+
+RECIPE = ROOT / "configs/cluster/start_ray.sh"
+PATIENCE = 300
+"""Seconds that starting or refusing may take on a busy machine before it counts as hanging."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(token: Path, **more: str) -> dict[str, str]:
+    ours = {
+        "RAY": str(Path(sys.executable).parent / "ray"),
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_MODE": "token",
+    }
+    return {**os.environ, **ours, "RAY_worker_niceness": "0", **more}
+
+
+def listening(pids: list[int]) -> dict[tuple[str, int], int]:
+    """(address in hexadecimal, port) -> pid of all TCP sockets on which these processes listen."""
+    owners: dict[str, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = os.readlink(descriptor)
+                    if target.startswith("socket:["):
+                        owners[target[8:-1]] = pid
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in owners:
+                address, _, port = fields[1].partition(":")
+                found[address, int(port, 16)] = owners[fields[9]]
+    return found
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all below it: `ray stop` would take every Ray of this machine."""
+    for pid in [*descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A head started by the recipe, its address, and the file of its token."""
+    folder, port = Path(f"/tmp/ray-doors-{os.getpid()}"), free_port()  # short: sockets' names may have 107 letters
+    folder.mkdir()
+    token, said = folder / "token", folder / "head.txt"
+    quiet = ["--block", "--num-cpus=1", f"--temp-dir={folder}/ray", "--object-store-memory=80000000"]
+    dashboard = [f"--dashboard-port={free_port()}"]
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [RECIPE, "head", *quiet, *dashboard],
+            env=environment(token, RAY_PORT=str(port)),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while "Ray runtime started" not in said.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+            time.sleep(0.5)
+        yield process, f"{local_address()}:{port}", token
+    finally:
+        stop(process)
+        subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+def local_address() -> str:
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
+
+
+ASK = """
+import sys; sys.path.insert(0, {root!r})
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+from pipeline.ray_runtime import RayRuntime
+from pipeline.storage import Folder
+from pipeline.units import Unit, UnitStore
+from tests.benchmarks.orchestration import Silent, make_waiter
+import functools
+runtime = RayRuntime(ClusterConfig(unit_workers=1), address={address!r})
+store = UnitStore(Folder.at({folder!r}), "asked", 1)
+try:
+    print(len(list(runtime.map_units(store, functools.partial(make_waiter, seconds=0), [Unit("a", {{}})], Silent()))))
+except UserError as error:
+    print("error:", error)
+    sys.exit(error.exit_code)
+"""
+
+
+def ask(address: str, token: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Make one unit on the cluster with this token."""
+    script = ASK.format(root=str(ROOT), address=address, folder=str(folder))
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(token, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
+def test_the_right_token_works_and_a_wrong_one_ends_in_a_message(head, tmp_path):
+    process, address, token = head
+    assert token.stat().st_mode & 0o077 == 0 and len(token.read_text()) == 64
+    right = ask(address, token, tmp_path / "units")
+    assert right.returncode == 0 and right.stdout.strip() == "1", right.stdout + right.stderr
+
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    wrong.chmod(0o600)
+    refused = ask(address, wrong, tmp_path / "units")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "it may refuse the token" in refused.stdout and "Traceback" not in refused.stdout + refused.stderr
+
+    worker = subprocess.run(
+        [RECIPE, "worker", address, "--num-cpus=1"],
+        env=environment(wrong),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert worker.returncode != 0
+    assert "authentication" in (worker.stdout + worker.stderr).lower(), worker.stdout + worker.stderr
+
+    for (host, port), pid in listening([process.pid, *descendants(process.pid)]).items():
+        name = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"dashboard.py" in name:
+            assert host.endswith("0100007F"), f"the dashboard listens on {host}:{port}"
+
+
+def test_a_token_that_others_may_read_is_refused(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    done = subprocess.run([RECIPE, "head"], env=environment(token), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "others may read" in done.stderr
+    absent = subprocess.run(
+        [RECIPE, "worker", "host:6379"],
+        env=environment(tmp_path / "absent"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert absent.returncode == 2 and "copy the head's file there" in absent.stderr
