@@ -7,7 +7,7 @@ DEMO ?=
 # Two workers, a file of tests at a time.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check bench lock clean distclean
+.PHONY: demo test test-all check bench lock clean distclean
 
 demo: $(READY)  ## the whole pipeline on the packaged pictures
 	$(BIN)/python run_pipeline.py --stages all $(DEMO)
@@ -15,12 +15,15 @@ demo: $(READY)  ## the whole pipeline on the packaged pictures
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
+test-all: $(READY)  ## the suite and what takes minutes: servers, clusters, network namespaces
+	$(BIN)/python -m pytest $(PARALLEL) -m "thorough or not thorough"
+
 check: $(READY)  ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --durations=0 --durations-min=5
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not thorough" --durations=0 --durations-min=5
 
 bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
 	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

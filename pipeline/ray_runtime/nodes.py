@@ -14,7 +14,7 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import TEMPORARY, Folder
 
 PROBE_SECONDS = 30.0
@@ -150,7 +150,7 @@ def probe(nodes: Sequence[Node], workdir: Folder, seconds: float) -> dict[str, s
             if complaint is not None:
                 complaints[node.id] = complaint
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             workdir.remove(name)
     return complaints
 
@@ -195,7 +195,7 @@ def _answer(reference: Any, seconds: float) -> str | None:
 def _arrived(home: Folder, name: str, nonce: str) -> bool:
     deadline = time.monotonic() + LISTING_SECONDS
     while True:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             if home.read(name).decode() == nonce:
                 return True
         if time.monotonic() > deadline:

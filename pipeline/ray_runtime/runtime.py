@@ -67,12 +67,15 @@ class RayRuntime:
         capacity = self._gpus() if kind == "gpu" else int(ray.cluster_resources().get("CPU", 1))
         return Devices(kind, min(units, self.cluster.unit_workers or capacity))
 
+    def release(self) -> None:
+        """Stop the workers; Ray stays."""
+        if ray.is_initialized() and self._pool is not None:
+            self._pool.drop(list(self._pool.hosts))
+
     def close(self) -> None:
         """Stop the workers, and the Ray that was started for them."""
-        if ray.is_initialized():
-            if self._pool is not None:
-                self._pool.drop(list(self._pool.hosts))
-            ray.shutdown()
+        self.release()
+        ray.shutdown()
 
     @property
     def _is_local(self) -> bool:
