@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import TEMPORARY, Folder
 
-PROBE_SECONDS = 30.0
+PROBE_SECONDS = 60.0
 """How long a node may take to answer; it starts a process for that, and may fetch the code before."""
-DOUBT_SECONDS = 8.0
+DOUBT_SECONDS = 15.0
 """The same for one that has answered before."""
 MUTE_SECONDS = 20.0
 """How long one that did not answer is left alone."""
@@ -34,6 +34,19 @@ class Node:
     id: str
     name: str
     """Address and host name, for people."""
+
+
+class Complaint(NamedTuple):
+    """Why a node cannot take part. Empty: it did not answer."""
+
+    text: str
+    remedy: str = (
+        "every node must see the same workdir: choose one on a file system that all of them mount at the same path, "
+        "or an object store's URL (--workdir s3://BUCKET/PATH)"
+    )
+
+
+NO_ANSWER = Complaint("")
 
 
 @dataclass
@@ -75,25 +88,23 @@ class Nodes:
         fit = {node.id for node in nodes if node.id not in complaints}
         self._approved |= fit
         self._seen_before |= fit
-        mute = [node for node in nodes if complaints.get(node.id) == ""]
+        mute = [node for node in nodes if complaints.get(node.id) is NO_ANSWER]
         for node in mute:
             self._mute[node.id] = time.monotonic() + MUTE_SECONDS
             self.warn(f"node {node.name} does not answer and is not used; it will be asked again")
-        blind = [node for node in nodes if complaints.get(node.id)]
-        if not blind:
+        unfit = [node for node in nodes if node.id in complaints and node not in mute]
+        if not unfit:
             return
         message = "\n".join(
             [
-                f"{len(blind)} of {len(nodes)} nodes cannot work in --workdir {workdir}:",
-                *(f"  {node.name}: {complaints[node.id]}" for node in blind),
+                f"{len(unfit)} of {len(nodes)} nodes cannot work in --workdir {workdir}:",
+                *(f"  {node.name}: {complaints[node.id].text}" for node in unfit),
+                *dict.fromkeys(complaints[node.id].remedy for node in unfit),
             ]
         )
         if first:
-            raise ConfigError(
-                f"{message}\nevery node must see the same workdir: choose one on a file system that all of them mount "
-                "at the same path, or an object store's URL (--workdir s3://BUCKET/PATH)"
-            )
-        self._refused |= {node.id for node in blind}
+            raise ConfigError(message)
+        self._refused |= {node.id for node in unfit}
         self.warn(f"{message}\nthey came later and are not used")
 
 
@@ -126,10 +137,10 @@ def places(nodes: Sequence[Node], gpu: bool, *, ours: Sequence[Node], ended: Seq
     }
 
 
-def probe(nodes: Sequence[Node], workdir: Folder, seconds: float) -> dict[str, str]:
+def probe(nodes: Sequence[Node], workdir: Folder, seconds: float) -> dict[str, Complaint]:
     """Let the driver and every node read what the other wrote into the workdir.
 
-    Returns a complaint for each node that failed, by its id; an empty one where it did not answer in time.
+    Returns a complaint for each node that failed, by its id.
     """
     nonce, name = secrets.token_hex(8), f"{TEMPORARY}probe-{secrets.token_hex(4)}"
     home = workdir / name
@@ -141,12 +152,12 @@ def probe(nodes: Sequence[Node], workdir: Folder, seconds: float) -> dict[str, s
         )
         for node in nodes
     }
-    deadline, complaints = time.monotonic() + seconds, dict[str, str]()
+    deadline, complaints = time.monotonic() + seconds, dict[str, Complaint]()
     try:
         for node in nodes:
             complaint = _answer(asked[node.id], max(0.0, deadline - time.monotonic()))
             if complaint is None and not _arrived(home, node.id, nonce):
-                complaint = "what it writes there does not arrive here"
+                complaint = Complaint("what it writes there does not arrive here")
             if complaint is not None:
                 complaints[node.id] = complaint
     finally:
@@ -173,23 +184,22 @@ def _look_around(workdir: Folder, name: str, node: str, nonce: str) -> str | Non
     return None
 
 
-def _answer(reference: Any, seconds: float) -> str | None:
-    """The node's complaint, None if it has none; empty if it did not answer."""
+def _answer(reference: Any, seconds: float) -> Complaint | None:
     try:
-        complaint: str | None = ray.get(reference, timeout=seconds)
-        return complaint
+        found: str | None = ray.get(reference, timeout=seconds)
+        return None if found is None else Complaint(found)
     except GetTimeoutError:
         ray.cancel(reference, force=True)
-        return ""
+        return NO_ANSWER
     except RuntimeEnvSetupError as error:
-        return f"the code cannot be brought there ({_last_line(error)})"
+        return Complaint(f"the code cannot be brought there ({_last_line(error)})", "see cluster.ship_code")
     except (ImportError, RayError) as error:
-        if "ModuleNotFoundError" in str(error) or isinstance(error, ImportError):
-            return (
-                f"it cannot import the code ({_last_line(error)}): set cluster.ship_code=true, or put this checkout "
-                "at the same path there"
+        if isinstance(error, ImportError) or "ModuleNotFoundError" in str(error):
+            return Complaint(
+                f"it cannot import the code ({_last_line(error)})",
+                "every node needs this checkout at the same path, or in its image; or set cluster.ship_code=true",
             )
-        return ""
+        return NO_ANSWER  # it died meanwhile
 
 
 def _arrived(home: Folder, name: str, nonce: str) -> bool:

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.ray_runtime.host import Host, Place
 from pipeline.ray_runtime.nodes import Node, Nodes, places
 
-HOST_SECONDS = 60.0
+HOST_SECONDS = 120.0
 """How long a worker process may take to start."""
 SETTLE_SECONDS = 10.0
 """How long the resources of ended workers may take to be free again."""

@@ -72,11 +72,11 @@ def cause_of_death(host: Hosted, error: RayError) -> tuple[str, bool]:
     """Say what killed a worker, and whether it was the end of its whole node."""
     if not is_alive(host.node):
         return f"node {host.node.name} died or was cut off", True
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Ray explains itself in several lines; the one with the reason begins like this.
-    reason = next((line for line in lines if "exited" in line or "killed" in line or "memory" in line), lines[0])
     pid = f" (process {host.place.pid})" if host.place else ""
-    return f"its process on node {host.node.name}{pid} died: {reason}", False
+    # Ray explains itself at length: what kind of end it was, then guesses.
+    _, found, detail = str(error).partition("Worker exit detail: ")
+    detail = detail.partition(" Some common causes")[0] if found else str(error).strip().splitlines()[-1].strip()
+    return f"its process on node {host.node.name}{pid} was killed, ran out of memory or crashed: {detail}", False
 
 
 def silence_of(host: Hosted, seconds: float) -> str:
