@@ -23,7 +23,7 @@ from pathlib import Path
 import ray
 
 STORE_BYTES = 80 * 2**20
-START_SECONDS = 180
+START_SECONDS = 600
 
 
 def possible() -> bool:
@@ -109,9 +109,6 @@ class Network:
         environment = {
             **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
             "RAY_AUTH_MODE": "disabled",
-            "RAY_worker_niceness": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
         }
         with (self.folder / log).open("wb") as file:
             process = subprocess.Popen(

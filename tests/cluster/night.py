@@ -47,7 +47,7 @@ from tests.cluster.recording import (
 )
 from tests.cluster.trainings import Training, training
 
-PATIENCE = 900
+PATIENCE = 1800
 """Seconds that a recovery may take before the night is called lost."""
 
 
@@ -221,7 +221,6 @@ def main() -> int:
     parser.add_argument("--hang-timeout", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="smalti-night-") as name, ExitStack() as stack:
         folder = Path(name)
         (folder / "records").mkdir()
@@ -241,6 +240,7 @@ def main() -> int:
             cluster.wait(3)
         pool = stack.enter_context(ThreadPoolExecutor(1))
         night = Night(pool.submit(task.run, workdir, runtime), runtime, folder / "records", random.Random(options.seed))
+        print(f"the cluster is up ({len(ray.nodes())} nodes), training begins", flush=True)
         print(f"{'fault':<34} {'step':>5} {'noticed s':>9} {'recovered s':>10} {'lost':>6} {'ranks':>6}", flush=True)
         (disturb_network if cut else disturb_raylets)(night, cluster, options)
         ended = night.running.result(timeout=PATIENCE)

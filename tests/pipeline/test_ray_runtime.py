@@ -56,9 +56,10 @@ def complain(rank: Rank, reporter: Reporter) -> None:
     raise DataError("bad pictures")
 
 
-def stopped(rank: Rank, reporter: Reporter) -> int:
+def stopped(rank: Rank, reporter: Reporter, pid_file: str) -> int:
     if rank.attempt.endswith("-000"):
         if rank.rank == 1:
+            Path(pid_file).write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(600)
     return rank.world
@@ -146,14 +147,19 @@ def test_a_users_mistake_found_by_a_rank_arrives_as_itself(runtime_of):
 
 
 @pytest.mark.thorough
-def test_a_stopped_rank_is_noticed_and_ended_and_the_gang_starts_again(runtime_of):
+def test_a_stopped_rank_is_noticed_and_ended_and_the_gang_starts_again(tmp_path, runtime_of):
     heard = Heard()
     runtime = runtime_of(num_workers=2, hang_timeout=8)
-    assert runtime.run_gang(stopped, heard, attempt=1) == 2
+    loop = functools.partial(stopped, pid_file=str(tmp_path / "pid"))
+    assert runtime.run_gang(loop, heard, attempt=1) == 2
     assert len(heard.warnings) == 1
     assert "rank 1 of 2" in heard.warnings[0]
     assert "gave no sign of life for 8 s (cluster.hang_timeout)" in heard.warnings[0]
     assert [start.attempt for start in runtime.gang_starts()] == ["000001-000", "000001-001"]
+    process, deadline = Path("/proc") / (tmp_path / "pid").read_text(), time.monotonic() + 30
+    while process.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not process.exists(), "it was ended, stopped as it was"
 
 
 @pytest.mark.thorough
