@@ -36,7 +36,8 @@ class ClusterConfig(StrictModel):
     """`spread`: ranks and unit workers go to as many nodes as there are. `pack`: to as few as hold them, for gangs
     whose network is slow."""
     start_timeout: float = Field(300, gt=0)
-    """Seconds that a gang waits for room for its ranks, or its fewest, before the stage fails."""
+    """Seconds that a gang waits for room for its ranks, or its fewest, before the stage fails; and that workers which
+    have made no step or unit yet may be silent beyond `hang_timeout`: loading libraries can stop a process whole."""
     hang_timeout: float = Field(60, ge=2)
     """Seconds without a sign of life after which a worker counts as dead: stopped, swapped out, or cut off. A busy
     worker answers from a thread of its own, so a long compilation or batch is no silence."""

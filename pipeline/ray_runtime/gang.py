@@ -47,6 +47,8 @@ class Team:
     failure: RayTaskError | None = None
     """A rank's exception. Its peers die of the death of one of them too: who was first is known a little later."""
     answered_at_failure: dict[Hosted, int] = field(default_factory=dict)
+    stepping: bool = False
+    """Whether rank 0's loop runs. Before, libraries load: the interpreter may stand still for minutes."""
     enlarging: bool = False
     looked_for_room: float = field(default_factory=time.monotonic)
 
@@ -209,12 +211,14 @@ class Gang:
         for host, pulse in team.watch.look(self.reporter.stopping() or team.enlarging):
             self._pass_on(pulse.messages)
             if host is team.hosts[0]:
+                team.stepping |= pulse.beats >= 2
                 self._check_steps(pulse)
-        silent = team.watch.silent(self.cluster.hang_timeout)
+        patience = self.cluster.hang_timeout + (0 if team.stepping else self.cluster.start_timeout)
+        silent = team.watch.silent(patience)
         if silent:
             self.pool.nodes.doubt([host.node for host in team.watch.silent(DOUBTFUL)])
             number = team.hosts.index(silent[0])
-            raise Lost(f"rank {number} of {len(team.hosts)}: {silence_of(silent[0], self.cluster.hang_timeout)}")
+            raise Lost(f"rank {number} of {len(team.hosts)}: {silence_of(silent[0], patience)}")
         # A peer's death makes a rank fail before the driver hears of it. When all have answered twice since, none died.
         if team.failure is not None and all(
             team.watch.answers(host) >= count + 2 for host, count in team.answered_at_failure.items()

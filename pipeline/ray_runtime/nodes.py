@@ -20,7 +20,7 @@ from pipeline.storage import TEMPORARY, Folder
 PROBE_SECONDS = 60.0
 """How long a node may take to answer; it starts a process for that, and may fetch the code before."""
 DOUBT_SECONDS = 15.0
-"""The same for one that has answered before."""
+"""The same for one that has answered before, while there are others to work on."""
 MUTE_SECONDS = 20.0
 """How long one that did not answer is left alone."""
 LISTING_SECONDS = 5.0
@@ -84,7 +84,8 @@ class Nodes:
     def _ask(self, nodes: Sequence[Node], workdir: Folder) -> None:
         first = not self._seen_before
         known = all(node.id in self._seen_before for node in nodes)
-        complaints = probe(nodes, workdir, DOUBT_SECONDS if known else PROBE_SECONDS)
+        seconds = DOUBT_SECONDS if known and self._approved else PROBE_SECONDS
+        complaints = probe(nodes, workdir, seconds)
         fit = {node.id for node in nodes if node.id not in complaints}
         self._approved |= fit
         self._seen_before |= fit

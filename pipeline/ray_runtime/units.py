@@ -15,7 +15,7 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import Interrupted, StageError
 from pipeline.manifest import UnitRecord
 from pipeline.ray_runtime.outcomes import POLL_SECONDS, result_of
-from pipeline.ray_runtime.pool import HOST_SECONDS, Hosted, Pool
+from pipeline.ray_runtime.pool import Hosted, Pool
 from pipeline.ray_runtime.watch import Watch, cause_of_death, silence_of
 from pipeline.runtime import Reporter
 from pipeline.units import MakeWorker, Unit, UnitStore
@@ -39,6 +39,8 @@ class Mapping:
     idle: list[Hosted] = field(default_factory=list)
     flying: dict[Any, tuple[Hosted, Unit]] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    proven: set[Hosted] = field(default_factory=set)
+    """Workers that have made a unit. Before, libraries load: the interpreter may stand still for minutes."""
     deaths: dict[str, int] = field(default_factory=dict)
     most_hosts: int = 0
 
@@ -106,6 +108,7 @@ class Mapping:
                 self._lost(host, unit, *cause_of_death(host, error), error=error)
                 continue
             self.idle.append(host)
+            self.proven.add(host)
             yield record
 
     def _listen(self) -> None:
@@ -113,7 +116,7 @@ class Mapping:
         for _ in self.watch.look():
             pass
         for done, (host, unit) in list(self.flying.items()):
-            limit = self.cluster.hang_timeout + (0 if self.watch.answers(host) else HOST_SECONDS)
+            limit = self.cluster.hang_timeout + (0 if host in self.proven else self.cluster.start_timeout)
             if host in self.watch.silent(limit):
                 del self.flying[done]
                 self._lost(host, unit, silence_of(host, limit), whole_node=False, error=None)

@@ -22,8 +22,11 @@ from pathlib import Path
 
 import ray
 
+from tests.cluster import patient
+
 STORE_BYTES = 80 * 2**20
 START_SECONDS = 600
+_OPTIONS = {"metrics_agent_port": "dashboard_agent_grpc_port"}
 
 
 def possible() -> bool:
@@ -120,8 +123,9 @@ class Network:
 
 def _ray_start(*arguments: str) -> list[str]:
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats",
+        sys.executable, patient.__file__, "start", *arguments, "--block", "--disable-usage-stats",
         f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0",
+        *(f"--{_OPTIONS.get(name, name).replace('_', '-')}={port}" for name, port in patient.agent_ports().items()),
     ]  # fmt: skip
 
 
@@ -161,7 +165,7 @@ def network(nodes: int = 3, *, cpus: int = 1) -> Iterator[Network]:
             found._run(
                 _ray_start(
                     "--head", f"--node-ip-address={host}", f"--port={port}", "--num-cpus=0",
-                    "--include-dashboard=false", f"--dashboard-agent-listen-port={_free_port()}",
+                    "--include-dashboard=false",
                 ),
                 "head.log",
             )  # fmt: skip

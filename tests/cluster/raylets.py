@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.cluster.patient import agent_ports, be_patient
+
 STORE_BYTES = 80 * 2**20
 
 
@@ -25,7 +27,7 @@ class Raylets:
         return str(self.cluster.address)
 
     def add(self, cpus: int = 1) -> Any:
-        node = self.cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES)
+        node = self.cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, **agent_ports())
         self.nodes.append(node)
         return node
 
@@ -42,7 +44,8 @@ class Raylets:
 @contextmanager
 def raylets(nodes: int = 3, cpus: int = 1) -> Iterator[Raylets]:
     """Start a cluster; it is gone after the block, and so is this process's connection to it."""
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    be_patient()
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES, **agent_ports()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         found = Raylets(cluster)

@@ -58,6 +58,8 @@ def complain(rank: Rank, reporter: Reporter) -> None:
 
 def stopped(rank: Rank, reporter: Reporter, pid_file: str) -> int:
     if rank.attempt.endswith("-000"):
+        reporter.stopping()
+        reporter.stopping()
         if rank.rank == 1:
             Path(pid_file).write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
