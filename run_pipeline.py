@@ -93,7 +93,7 @@ def main(
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Re-hash finished artifacts.")] = False,
     runtime: Annotated[str, typer.Option(help="ray | local (everything in this process)")] = "ray",
-    address: Annotated[str, typer.Option(help="Ray's address: local | auto | HOST:PORT")] = "local",
+    address: Annotated[str | None, typer.Option(help="local | auto | HOST:PORT. Default: cluster.address")] = None,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do without MLflow.")] = False,
 ) -> None:
     """Shard pictures, train a tokenizer, encode, train a prior, sample, evaluate. The same command again resumes."""

@@ -198,6 +198,7 @@ class Gang:
         try:
             value, error = ray.get(reference)
         except RayActorError as died:
+            self.pool.nodes.doubt([team.hosts[number].node])
             raise Lost(f"rank {number} of {len(team.hosts)}: {cause_of_death(team.hosts[number], died)[0]}") from died
         except RayTaskError as failed:
             if team.failure is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from pipeline.ray_runtime.host import Message, Pulse
 from pipeline.ray_runtime.nodes import is_alive
@@ -70,7 +70,8 @@ class Watch:
 
 def cause_of_death(host: Hosted, error: RayError) -> tuple[str, bool]:
     """Say what killed a worker, and whether it was the end of its whole node."""
-    if not is_alive(host.node):
+    if isinstance(error, ActorUnavailableError) or not is_alive(host.node):
+        # Of a process that ended alone, its node would have told.
         return f"node {host.node.name} died or was cut off", True
     pid = f" (process {host.place.pid})" if host.place else ""
     # Ray explains itself at length: what kind of end it was, then guesses.
