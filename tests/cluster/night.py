@@ -89,11 +89,12 @@ class Night:
 
     def wait_for(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
         """Return the condition's value once there is one; None if the training has ended before."""
-        deadline = time.monotonic() + patience
+        waited = 0.0  # not by the clock: a process that was stopped itself has not waited
         while not (value := condition()):
             if self.running.done():
                 return None
-            if time.monotonic() > deadline:
+            waited += 0.1
+            if waited > patience:
                 raise SystemExit(f"{what}: not within {patience:.0f} s; heard: {self.runtime.warnings}")
             time.sleep(0.1)
         return value
