@@ -93,7 +93,7 @@ def main(
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Re-hash finished artifacts.")] = False,
     runtime: Annotated[str, typer.Option(help="ray | local (everything in this process)")] = "ray",
-    address: Annotated[str, typer.Option(help="Ray's address: local | auto | HOST:PORT")] = "local",
+    address: Annotated[str | None, typer.Option(help="local | auto | HOST:PORT. Default: cluster.address")] = None,
     gc: Annotated[bool, typer.Option("--gc", help="Show what no config in use refers to, with sizes.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --gc: remove it.")] = False,
     keep: Annotated[

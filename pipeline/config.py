@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError, shown
 from pipeline.plain_yaml import LONGEST, read_yaml
@@ -24,8 +24,27 @@ class StrictModel(BaseModel):
 class ClusterConfig(StrictModel):
     """Where the work runs and how fast. Never part of a fingerprint: it must not change results beyond rounding."""
 
-    num_workers: int | None = Field(None, ge=1)
-    """Ranks of a training gang. Default: one per GPU, or a single one on CPUs."""
+    address: str = "local"
+    """Which Ray runs the work: `local` starts one on this machine, `auto` or `HOST:PORT` is a running cluster. The
+    option --address goes before it."""
+    ship_code: bool = False
+    """Send this checkout to the cluster's nodes (Ray's working_dir, without what .gitignore names). Default: they find
+    it at the same path, or in their image. Their Python environment must be there either way."""
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], int] | None = None
+    """Ranks of a training gang, or `[fewest, most]`: the gang then starts with what the cluster has, goes on smaller
+    when a node dies, and larger when there is room again. Default: one per GPU, or a single one on CPUs."""
+    placement: Literal["spread", "pack"] = "spread"
+    """`spread`: ranks and unit workers go to as many nodes as there are. `pack`: to as few as hold them, for gangs
+    whose network is slow."""
+    start_timeout: float = Field(300, gt=0)
+    """Seconds that a gang waits for room for its ranks, or its fewest, before the stage fails; and that workers which
+    have made no step or unit yet may be silent beyond `hang_timeout`: loading libraries can stop a process whole."""
+    hang_timeout: float = Field(60, ge=2)
+    """Seconds without a sign of life after which a worker counts as dead: stopped, swapped out, or cut off. A busy
+    worker answers from a thread of its own, so a long compilation or batch is no silence."""
+    stall_timeout: float = Field(1800, ge=10)
+    """Seconds without a step after which a gang whose ranks all answer is started again: a deadlock. Counted from the
+    second step on, because the first ones compile."""
     unit_workers: int | None = Field(None, ge=1)
     """Processes that map over units (shard, encode, sample, features). Default: one per CPU core, or per GPU."""
     threads: int | None = Field(None, ge=1)
@@ -43,7 +62,20 @@ class ClusterConfig(StrictModel):
     checkpoint_every: int = Field(100, ge=1)
     """Training steps between checkpoints: the most work that a death can cost."""
     max_failures: int = Field(3, ge=0)
-    """How often a died worker or gang is started again before the stage fails."""
+    """How often in a row a unit, or a gang that gets no further, may die before the stage fails. The death of a node
+    is no unit's fault and does not count for it."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _fewest_first(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError("of [fewest, most] ranks the fewest come first")
+        return value
+
+    @property
+    def ranks(self) -> tuple[int, int] | None:
+        """The fewest and the most ranks of a gang; None: as many as there are GPUs."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
 
 class TrackingConfig(StrictModel):

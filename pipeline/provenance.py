@@ -7,20 +7,31 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.runtime import GangStart
+
 REPORTED_PACKAGES = ("torch", "lightning-fabric", "ray", "mlflow", "webdataset", "pyarrow", "numpy", "pillow")
 
 
-def provenance(seconds: float, device_seconds: Mapping[str, float], attempt: int, run_id: str | None) -> dict[str, Any]:
+def provenance(
+    seconds: float,
+    device_seconds: Mapping[str, float],
+    attempt: int,
+    run_id: str | None,
+    gang_starts: Sequence[GangStart] = (),
+) -> dict[str, Any]:
     """Return where, when and with what an artifact was made: for people, never part of a digest.
 
-    `seconds` and `device_seconds` (by kind of device) are those of the attempt that finished.
+    `seconds`, `device_seconds` (by kind of device) and `gang_starts` are those of the attempt that finished.
     """
+    gang = {"gang": [{**asdict(start), "seconds": round(start.seconds, 2)} for start in gang_starts]}
     return {
+        **(gang if gang_starts else {}),
         "seconds": round(seconds, 2),
         "device_seconds": {kind: round(spent, 2) for kind, spent in device_seconds.items()},
         "attempt": attempt,

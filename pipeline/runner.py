@@ -213,7 +213,8 @@ class Runner:
             bound = BoundRuntime(self.runtime, reporter, number)
             metrics = stage.work(stage.config, **inputs, output=output, runtime=bound)
             seconds = time.monotonic() - started
-            artifact = output.commit(metrics, provenance(seconds, bound.device_seconds, number, tracked.run_id))
+            made = provenance(seconds, bound.device_seconds, number, tracked.run_id, bound.gang_starts)
+            artifact = output.commit(metrics, made)
             self.workdir.point_latest(stage, mark)
             status = "FINISHED"
             shown = [folder.local(name) for name in folder.names() if name.endswith(SHOWN_FILES)]

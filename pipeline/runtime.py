@@ -62,6 +62,18 @@ class Devices:
     number: int
 
 
+@dataclass(frozen=True)
+class GangStart:
+    """One start of a gang, and what came of it."""
+
+    attempt: str
+    ranks: int
+    nodes: int
+    seconds: float
+    ended: str
+    """`finished`, or why it did not."""
+
+
 Loop = Callable[[Rank, Reporter], Any]
 """What each rank of a gang runs. Picklable; rank 0's return value is the gang's."""
 
@@ -81,6 +93,9 @@ class Runtime(Protocol):
     def run_gang(self, loop: Loop, reporter: Reporter, attempt: int) -> Any:
         """Run equal ranks until all return; a death restarts them all."""
 
+    def gang_starts(self) -> Sequence[GangStart]:
+        """How the last gang was started, again and again where ranks died."""
+
     def devices(self, *, units: int | None, gpu: bool = True) -> Devices:
         """What a map over so many units keeps busy, or a gang (None). Asked once the work has been started."""
 
@@ -97,6 +112,8 @@ class BoundRuntime:
     attempt: int = 1
     device_seconds: dict[str, float] = field(default_factory=dict)
     """What the stage's units and gangs have cost so far: seconds times devices, by their kind."""
+    gang_starts: list[GangStart] = field(default_factory=list)
+    """Every start of the stage's gangs in this attempt."""
 
     @property
     def cluster(self) -> ClusterConfig:
@@ -132,10 +149,13 @@ class BoundRuntime:
 
     def run_gang(self, loop: Loop, *, label: str = "") -> Any:
         """Run `loop(rank, reporter)` on every rank; return what rank 0 returned."""
-        started = time.monotonic()
         with watching({"micro_batch": self.cluster.micro_batch}):
             answer = self.runtime.run_gang(loop, self.reporter, self.attempt)
-        self._account(self.runtime.devices(units=None), time.monotonic() - started)
+        starts = self.runtime.gang_starts()
+        kind = self.runtime.devices(units=None).kind
+        for start in starts:
+            self._account(Devices(kind, start.ranks), start.seconds)
+        self.gang_starts.extend(starts)
         return answer
 
     def _account(self, devices: Devices, seconds: float) -> None:
@@ -148,6 +168,7 @@ class LocalRuntime:
     """Everything in this process: for tests, for debugging, for machines without Ray."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    _gang: list[GangStart] = field(default_factory=list, compare=False)
 
     def map_units(
         self, store: UnitStore, make_worker: MakeWorker, units: Sequence[Unit], reporter: Reporter, *, gpu: bool = True
@@ -161,7 +182,7 @@ class LocalRuntime:
 
     def run_gang(self, loop: Loop, reporter: Reporter, attempt: int) -> Any:
         """Run a gang of one."""
-        if (self.cluster.num_workers or 1) > 1:
+        if self.cluster.ranks is not None and self.cluster.ranks[0] > 1:
             raise ConfigError(
                 f"cluster.num_workers={self.cluster.num_workers} needs several processes: use --runtime ray, "
                 "or set cluster.num_workers=1"
@@ -178,7 +199,14 @@ class LocalRuntime:
             threads=self.cluster.threads or available_cores(),
             attempt=attempt_name(attempt, 0),
         )
-        return loop(rank, reporter)
+        started = time.monotonic()
+        answer = loop(rank, reporter)
+        self._gang[:] = [GangStart(rank.attempt, 1, 1, time.monotonic() - started, "finished")]
+        return answer
+
+    def gang_starts(self) -> Sequence[GangStart]:
+        """How the last gang was started: once."""
+        return self._gang
 
     def devices(self, *, units: int | None, gpu: bool = True) -> Devices:
         """This process, or the first GPU."""

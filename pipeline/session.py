@@ -65,7 +65,7 @@ class Options:
     status: bool
     verify: bool
     runtime: str
-    address: str
+    address: str | None
     tracking: bool
     command: str
     gc: bool = False
@@ -141,7 +141,7 @@ def _run(
     with listening() as stop:
         runner.stop = stop
         runner.tracker = _tracker(options, config.tracking, runner)
-        runner.runtime = _runtime(options, config.cluster)
+        runner.runtime = _runtime(options, config.cluster, home)
         try:
             runner.tracker.begin(options.name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), tags)
             outcomes = runner.run(selected, force)
@@ -155,14 +155,14 @@ def _run(
     _summary(runner, outcomes, time.monotonic() - started)
 
 
-def _runtime(options: Options, cluster: ClusterConfig) -> Runtime:
+def _runtime(options: Options, cluster: ClusterConfig, workdir: Folder) -> Runtime:
     if options.runtime == "local":
         return LocalRuntime(cluster)
     os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
     os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(LOG_PARTS - 1))
     from pipeline.ray_runtime import RayRuntime
 
-    return RayRuntime(cluster, options.address)
+    return RayRuntime(cluster, options.address, workdir)
 
 
 def _tracker(options: Options, config: TrackingConfig, runner: Runner) -> Tracker:

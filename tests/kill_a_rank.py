@@ -35,7 +35,7 @@ def rank_processes(driver: int) -> list[int]:
     found = []
     for pid in descendants(driver):
         title = Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else b""
-        if b"ray::_Host" in title:
+        if b"ray::Host" in title:
             found.append(pid)
     return sorted(found)
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, StageError
 from pipeline.runner import Runner, verify
-from pipeline.runtime import BoundRuntime, Devices, LocalRuntime
+from pipeline.runtime import BoundRuntime, Devices, GangStart, LocalRuntime
 from pipeline.stage import select
 from pipeline.storage import Folder
 from pipeline.workdir import Workdir
@@ -77,16 +77,19 @@ def test_the_manifest_says_what_the_stage_cost_and_which_attempt_finished_it(num
     assert again.artifact.digest == cut.artifact.digest
 
 
-def test_device_seconds_are_those_of_all_devices_of_a_kind(monkeypatch):
+def test_device_seconds_are_those_of_all_devices_of_a_kind():
     class FourRanks(LocalRuntime):
         def run_gang(self, loop, reporter, attempt):
             return loop()
 
+        def gang_starts(self):
+            return next(starts)
+
         def devices(self, *, units, gpu=True):
             return Devices("gpu", 4) if units is None else Devices("cpu", 2)
 
-    clock = iter([0.0, 10.0, 10.0, 13.0])
-    monkeypatch.setattr("pipeline.runtime.time.monotonic", lambda: next(clock))
+    smaller_after_a_death = [GangStart("1-0", 4, 2, 6.0, "a node died"), GangStart("1-1", 2, 1, 14.0, "finished")]
+    starts = iter([smaller_after_a_death, [GangStart("1-0", 4, 2, 0.0, "finished")]])
     bound = BoundRuntime(FourRanks(), reporter=None)
     assert bound.run_gang(lambda: "trained") == "trained"
     bound.run_gang(lambda: None)
