@@ -16,7 +16,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, DamagedManifest
+from pipeline.errors import StorageError
 from pipeline.manifest import MANIFEST
 from pipeline.output import USED_BY
 from pipeline.progress import Screen
@@ -80,7 +81,12 @@ class _Contents:
     def load(self, place: Place) -> Artifact:
         """Read a finished artifact. Raises StorageError where its manifest is damaged: nobody knows what it needs."""
         store = UnitStore(self.workdir.folder / "units" / place[0], place[0], 0)
-        return Artifact.load(self.workdir.folder / "/".join(place), store)
+        try:
+            return Artifact.load(self.workdir.folder / "/".join(place), store)
+        except DamagedManifest as error:
+            raise StorageError(
+                f"{error}: remove it and run --gc again; its stage makes it anew if it is needed"
+            ) from error
 
 
 def find_leftovers(workdir: Workdir, runners: Sequence[Runner], named: Iterable[str], keep: int) -> list[Leftover]:
