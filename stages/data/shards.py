@@ -149,10 +149,11 @@ class ShardReader:
         self.tombstones = shard.tombstones if isinstance(shard, Shard) else frozenset()
         self.num_samples = shard.num_samples if isinstance(shard, Shard) else None
         self.few = few
-        written = {Path(it.path).suffix: it for it in shard.files} if isinstance(shard, Shard) else {}
+        written = {it.path: it for it in shard.files} if isinstance(shard, Shard) else {}
+        beside = {suffix: tar.beside(suffix) for suffix in (".tar", ".json", ".idx")}
         self._files = {
-            suffix: replace(tar.beside(suffix), known=written.get(suffix), remedy=tar.remedy or _REMEDY)
-            for suffix in (".tar", ".json", ".idx")
+            suffix: replace(file, known=written.get(file.name), remedy=tar.remedy or _REMEDY)
+            for suffix, file in beside.items()
         }
 
     @property
