@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
 import sys
@@ -31,6 +32,9 @@ from stages.data.tables import read_tokens, write_table, write_tokens
 from tests.hostile import configs, lists, models, shards
 from tests.isolated import Outcome, run_isolated
 from tests.stages.data.hostile import encoded
+
+OF_NOTHING = hashlib.sha256(b"{}").hexdigest()
+"""Fingerprint of an empty recipe."""
 
 MOST_MB = 400.0
 """Resident memory that no damaged file of a few kilobytes may take."""
@@ -128,7 +132,14 @@ def _rows(kind: str, **row: object) -> Callable[[Path], object]:
 def _manifest(folder: Path) -> None:
     (folder / "dataset.json").write_text("{}")
     entry = FileEntry.of(folder / "dataset.json", "dataset.json")
-    told = {"stage": "shard", "fingerprint": "f", "recipe": {}, "metrics": {"pictures": 3}, "notes": {}, "units": []}
+    told = {
+        "stage": "shard",
+        "fingerprint": OF_NOTHING,
+        "recipe": {},
+        "metrics": {"pictures": 3},
+        "notes": {},
+        "units": [],
+    }
     told |= {"files": [entry.model_dump()], "digest": digest_of([entry])}
     (folder / "manifest.json").write_text(json.dumps(told))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -17,6 +18,9 @@ from pipeline.units import Unit, UnitStore
 from stages.data.shards import Sample, ShardReader, write_shard
 from tests.hostile.case import Hostile, pickled
 from tests.stages.data.hostile import encoded
+
+OF_NOTHING = hashlib.sha256(b"{}").hexdigest()
+"""Fingerprint of an empty recipe."""
 
 NAME = "train-000000"
 REFUSED = "refused DataError: "
@@ -75,7 +79,7 @@ def _sparse(folder: Path) -> None:
 def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         files = [{"path": "dataset.json", "bytes": 2, "sha256": "0" * 64}]
-        manifest = {"stage": "shard", "fingerprint": "f", "recipe": {}, "metrics": {}, "notes": {}, "units": []}
+        manifest = {"stage": "shard", "fingerprint": OF_NOTHING, "recipe": {}, "metrics": {}, "notes": {}, "units": []}
         manifest |= {"files": files, "digest": digest_of([])}
         changed = change(manifest) or manifest
         (folder / "manifest.json").write_text(changed if isinstance(changed, str) else json.dumps(changed))
