@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +85,8 @@ class Network:
         )
         machine = Machine(number, namespace, link, address, process)
         self.machines.append(machine)
+        # One after another: on one file system, nodes that start together choose the same names for their sockets.
+        _wait_until(lambda: b"Ray runtime started" in (self.folder / f"node-{number}.log").read_bytes(), self.folder)
         return machine
 
     def machine(self, address: str) -> Machine:
@@ -103,10 +105,7 @@ class Network:
 
     def wait(self, count: int) -> None:
         """Wait until Ray knows so many machines. The caller is connected."""
-        deadline = time.monotonic() + START_SECONDS
-        while sum(node["Alive"] for node in ray.nodes()) < count + 1:
-            assert time.monotonic() < deadline, [path.read_text() for path in self.folder.glob("*.log")]
-            time.sleep(0.5)
+        _wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) > count, self.folder)
 
     def _run(self, command: Sequence[str], log: str) -> subprocess.Popen[bytes]:
         environment = {
@@ -169,7 +168,7 @@ def network(nodes: int = 3, *, cpus: int = 1) -> Iterator[Network]:
                 ),
                 "head.log",
             )  # fmt: skip
-            _wait_for_port(host, int(port), found.folder / "head.log")
+            _wait_until(lambda: b"Ray runtime started" in (found.folder / "head.log").read_bytes(), found.folder)
             for _ in range(nodes):
                 found.add(cpus=cpus)
             yield found
@@ -184,11 +183,8 @@ def network(nodes: int = 3, *, cpus: int = 1) -> Iterator[Network]:
             subprocess.run(["ip", "link", "del", name], check=False)
 
 
-def _wait_for_port(host: str, port: int, log: Path) -> None:
+def _wait_until(condition: Callable[[], bool], logs: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex((host, port)) == 0:
-                return
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.5)
+    while not condition():
+        assert time.monotonic() < deadline, [path.read_text() for path in logs.glob("*.log")]
+        time.sleep(0.3)

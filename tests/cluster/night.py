@@ -87,6 +87,10 @@ class Night:
         last = max((row.attempt for row in rows), default="")
         return [row for row in rows if row.attempt == last]
 
+    def reached(self, attempt: str) -> int:
+        """Return the last step of a start of the gang."""
+        return max(row.step for row in rows_of(self.records) if row.attempt == attempt)
+
     def wait_for(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
         """Return the condition's value once there is one; None if the training has ended before."""
         waited = 0.0  # not by the clock: a process that was stopped itself has not waited
@@ -112,23 +116,27 @@ class Night:
         if self.running.done():
             print(f"{what}: training had ended before step {at}", flush=True)
             return
-        before = self.newest()
-        step, attempt = max(row.step for row in before), before[0].attempt
-        fault = Fault(what, step, time.time())
+        attempt = self.newest()[0].attempt
+        fault = Fault(what, 0, time.time())
         self.faults.append(fault)
         fault.what = f"{what}: {act()}"
+        step = self.reached(attempt)
         heal()
 
         def passed() -> list[Row]:
-            """Rows beyond the fault; of the same start only some way beyond, since ranks fetch a step ahead."""
-            return [row for row in self.newest() if row.step > step + (3 if row.attempt == attempt else 0)]
+            """Rows beyond the step of the fault: of another start; a network that came back may go on with the same."""
+            rows = self.newest()
+            beyond = self.reached(attempt) if rows[0].attempt != attempt else step + 3
+            same_will_do = what == "cut"
+            return [row for row in rows if row.step > beyond and (same_will_do or row.attempt != attempt)]
 
-        self.wait_for(passed, fault.what)
-        rows = self.newest()
-        fault.recovered = min((row.time for row in passed()), default=None)
-        fault.ranks = rows[0].world
-        if rows[0].attempt != attempt:
-            fault.resumed_at = min(row.step for row in rows)
+        found = self.wait_for(passed, fault.what)
+        if not found:
+            return
+        fault.step = self.reached(attempt) if found[0].attempt != attempt else step
+        fault.recovered, fault.ranks = min(row.time for row in found), found[0].world
+        if found[0].attempt != attempt:
+            fault.resumed_at = min(row.step for row in self.newest())
         heard = [(when, message) for when, message in self.runtime.warnings if when >= fault.began]
         if heard:
             fault.noticed, fault.message = heard[0]
