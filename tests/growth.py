@@ -2,8 +2,7 @@
 
     python -m tests.growth [--shards 100,1000,10000,100000] [--samples-per-shard 1000]
 
-Nothing is in the shards: manifests say that they exist, and whoever opened one to plan or to count would fail. For
-each size it loads the artifact as --status does, takes its fingerprint, plans the encode stage, opens the order of
+The shards are holes of the right length: whoever opened one to plan or to count would fail. For each size it loads the artifact as --status does, takes its fingerprint, plans the encode stage, opens the order of
 training, finds samples far into it, commits a unit beside all others, and finishes a stage over them. Then the shards
 stay as many and only the samples grow. A line a task: seconds at each size, the exponent of time fitted to the last
 three sizes by least squares in logarithms, megabytes at the largest size and their exponent.
@@ -74,6 +73,7 @@ class World:
         """Write the manifest, a unit for each shard."""
         stage = Stage("shard", nothing, MadeUpConfig(shards=shards, samples=samples), {})
         world = cls(Workdir(Folder.at(folder)), stage, shards, samples)
+        world.fill_store()
         output = world.output(stage)
         output._units += world.records()
         output.commit({"pictures": samples}, {"finished": "2026-01-31T00:00:00+0000"})
@@ -93,14 +93,21 @@ class World:
         for number in range(self.shards):
             count = self.samples * (number + 1) // self.shards - self.samples * number // self.shards
             name = f"train-{number:06d}"
-            digest = hashlib.sha256(name.encode()).hexdigest()
+            key = hashlib.sha256(name.encode()).hexdigest()
             files = tuple(
-                FileEntry(path=f"{name}.{ending}", bytes=3000 * count, sha256=digest)
-                for ending in ("idx", "json", "tar")
+                FileEntry(path=f"{name}.{ending}", bytes=3000 * count, sha256=key) for ending in ("idx", "json", "tar")
             )
-            yield UnitRecord(
-                name=name, key=digest, digest=digest, counts={"samples": count, "bytes": 1, "rejects": []}, files=files
-            )
+            counts = {"samples": count, "bytes": 1, "rejects": []}
+            yield UnitRecord(name=name, key=key, digest=digest_of(files), counts=counts, files=files)
+
+    def fill_store(self) -> None:
+        """Put each shard's files into its unit's folder, as long as they are said to be and all of them holes."""
+        for record in self.records():
+            home = self.workdir.store(self.stage).folder_of(record.key).path
+            home.mkdir(parents=True)
+            for entry in record.files:
+                with (home / entry.path).open("wb") as file:
+                    file.truncate(entry.bytes)
 
     def artifact(self) -> Artifact:
         """The finished artifact, read from its manifest."""
@@ -172,14 +179,6 @@ def write_one(unit: Unit, folder: Path) -> dict[str, Any]:
     return {"samples": 1}
 
 
-def fill_store(world: World) -> None:
-    """Let the unit store hold a folder for each shard, as it would, so that committing happens beside them."""
-    home = world.workdir.store(world.stage).folder.path
-    home.mkdir(parents=True, exist_ok=True)
-    for number in range(world.shards):
-        (home / f"{number:032x}").mkdir()
-
-
 @dataclass(frozen=True)
 class Measured:
     """What one task took."""
@@ -217,7 +216,6 @@ def measure_world(shards: int, samples: int) -> dict[str, Measured]:
     """Measure all tasks at one size."""
     with tempfile.TemporaryDirectory() as folder:
         world = World.make(Path(folder), shards, samples)
-        fill_store(world)
         repeat = 5 if shards <= 1000 else 2
         return {name: measure(task, repeat) for name, task in tasks(world).items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stages.data.order import Order
-from tests.growth import World, exponent, fill_store, tasks
+from tests.growth import World, exponent, tasks
 
 SHARDS = (40, 80, 160)
 SAMPLES = (4_000, 40_000, 400_000)
@@ -41,7 +41,6 @@ def operations(task: Callable[[], Any]) -> int:
 
 def counted(folder: Path, shards: int, samples: int) -> dict[str, int]:
     world = World.make(folder / f"{shards}-{samples}", shards, samples)
-    fill_store(world)
     for task in tasks(world).values():  # what is imported and cached at the first time is not counted
         task()
     return {name: operations(task) for name, task in tasks(world).items()}

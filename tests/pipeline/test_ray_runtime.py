@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import DataError, StageError
@@ -90,7 +91,10 @@ def stumble(rank: Rank, reporter: Reporter) -> None:
 
 @pytest.fixture
 def runtime_of() -> Iterator[Callable[..., RayRuntime]]:
-    """Makes runtimes whose workers end with the test."""
+    """Makes runtimes whose workers end with the test; those of the test before have ended, and Ray has noticed."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
     made: list[RayRuntime] = []
 
     def make(**keys: object) -> RayRuntime:
