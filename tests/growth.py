@@ -2,10 +2,11 @@
 
     python -m tests.growth [--shards 100,1000,10000,100000] [--samples-per-shard 1000]
 
-The shards are holes of the right length: whoever opened one to plan or to count would fail. For each size it loads the artifact as --status does, takes its fingerprint, plans the encode stage, opens the order of
-training, finds samples far into it, commits a unit beside all others, and finishes a stage over them. Then the shards
-stay as many and only the samples grow. A line a task: seconds at each size, the exponent of time fitted to the last
-three sizes by least squares in logarithms, megabytes at the largest size and their exponent.
+The shards are holes of the right length: whoever opened one to plan or to count would fail. For each size it loads the
+artifact as --status does, takes its fingerprint, plans the encode stage, opens the order of training, finds samples far
+into it, commits a unit beside all others, and finishes a stage over them. Then the shards stay as many and only the
+samples grow. A line a task: seconds at each size, the exponent of time fitted to the last three sizes by least squares
+in logarithms, megabytes at the largest size and their exponent.
 Listing a source's pictures and cutting them into shards is measured apart: it looks at every picture, always.
 """
 

@@ -68,12 +68,17 @@ def test_maps_reach_the_maps_stage_under_their_keys_and_damage_is_noticed(tmp_pa
                 number = int(row["source"].split(".")[0])
                 assert (decode_image(reader.read_image(place), 1) == 10 * number).all()
     part = open_split(shards, "train")[0]
-    offset, size = ShardReader(part).table[0]["members"]["depth.png"]
-    data = bytearray(part.path.read_bytes())
+    opened = ShardReader(part)
+    opened.read_map(0, "depth")
+    offset, size = opened.table[0]["members"]["depth.png"]
+    path = part.path.local()
+    data = bytearray(path.read_bytes())
     data[offset + size // 2] ^= 255
-    part.path.chmod(0o644)
-    part.path.write_bytes(data)
+    path.chmod(0o644)
+    path.write_bytes(data)
     with pytest.raises(DataError, match=r"the depth map of .* is damaged"):
+        opened.read_map(0, "depth")
+    with pytest.raises(DataError, match=r"\.tar is damaged \(it has sha256 .* was written\)"):
         ShardReader(part).read_map(0, "depth")
 
 
