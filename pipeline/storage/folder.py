@@ -221,15 +221,16 @@ class Folder:
         return node_cache().open(self.url, name, known)[1]
 
     def remove(self, name: str) -> None:
-        """Remove a file or everything below a folder; nothing happens where there is none."""
+        """Remove a file, for good when this returns, or everything below a folder; where there is none, nothing."""
         if not self.is_local:
             below = f"{self.url}/{name}".rstrip("/")
             itself = [below] if name and self.exists(name) else []
             remote.remove(itself or [f"{below}/{inside}" for inside, _ in remote.listing(below)])
         elif (self.path / name).is_dir() and not (self.path / name).is_symlink():
             shutil.rmtree(self.path / name)
-        else:
-            (self.path / name).unlink(missing_ok=True)
+        elif os.path.lexists(path := self.path / name):
+            path.unlink(missing_ok=True)
+            sync(path.parent)
 
     def link(self, name: str, target: Path) -> None:
         """Let a local file appear here under a second name, for people; harmless where links are refused."""

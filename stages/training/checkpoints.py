@@ -16,12 +16,11 @@ from safetensors import SafetensorError
 from pipeline.errors import StageError, shown
 from pipeline.manifest import MANIFEST, FileEntry
 from pipeline.storage import Folder, content_hash
+from stages.training.handover import LATEST
 from stages.training.states import State, load_state, save_state
 
 __all__ = ["Checkpoint", "Checkpoints", "load_state", "reseed", "save_state"]
 
-LATEST = "LATEST"
-"""Names the committed checkpoints, newest first; replaced atomically, so it is what commits one."""
 _NO_STATE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 _NAME = re.compile(r"step-\d{8,}-[0-9a-f]+")
 OWNER = "OWNER"

@@ -10,6 +10,8 @@ from pathlib import Path
 from pipeline.output import Output
 from pipeline.storage import Folder
 
+LATEST = "LATEST"
+"""Names the committed checkpoints, newest first; replaced atomically, so it is what commits one."""
 RESULT = "result-"
 """How the names of uncollected results begin."""
 
@@ -18,6 +20,7 @@ def training_folder(output: Output, *, stop_keys: Collection[str]) -> Folder:
     """Where this training keeps its checkpoints and results; emptied if the user forces the stage."""
     folder = output.checkpoints(stop_keys=stop_keys)
     if output.fresh:
+        folder.remove(LATEST)  # first: killed in between, nothing must name checkpoints that are gone
         folder.remove("")
     for result in sorted({name.partition("/")[0] for name in folder.names() if name.startswith(RESULT)}):
         folder.remove(result)  # a killed driver did not come to collect it
