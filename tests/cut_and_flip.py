@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline import manifest
 from pipeline.artifacts import Artifact, Source
 from pipeline.errors import DataError
-from pipeline.manifest import FileEntry, intact
+from pipeline.manifest import FileEntry
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
+from pipeline.storage import content
 from stages.data.shards import ShardReader, open_split
 from stages.data.sources import FolderSource
 from stages.data.tables import read_tokens
@@ -62,6 +62,12 @@ def read_table(tokens: Artifact) -> int:
     return len(read_tokens(tokens.local(name)))
 
 
+def place_of(artifact: Artifact, name: str) -> Path:
+    """Where a file of an artifact lies."""
+    stored = artifact.file(name)
+    return stored.folder.path / stored.name
+
+
 def targets(shards: Artifact, tokens: Artifact) -> dict[str, tuple[Path, Look, Artifact]]:
     """The files that are damaged, how the next stage reads each, and whose they are."""
     found: dict[str, tuple[Path, Look, Artifact]] = {}
@@ -69,9 +75,9 @@ def targets(shards: Artifact, tokens: Artifact) -> dict[str, tuple[Path, Look, A
         path = next(path for path in shards.folder.path.parents[1].glob(f"units/shard/*/train-000000{suffix}"))
         found[f"shard {suffix}"] = (path, partial(read_shard, shards), shards)
     name = next(entry.path for _, entry in tokens.unit_files(".parquet") if entry.path.startswith("train"))
-    found["tokens .parquet"] = (tokens.unchecked(name), partial(read_table, tokens), tokens)
+    found["tokens .parquet"] = (place_of(tokens, name), partial(read_table, tokens), tokens)
     for file, of, stage in (("dataset.json", shards, "shard"), ("tokens.json", tokens, "encode")):
-        found[f"{stage} {file}"] = (of.unchecked(file), partial(of.read_json, file), of)
+        found[f"{stage} {file}"] = (place_of(of, file), partial(of.read_json, file), of)
     return found
 
 
@@ -100,12 +106,12 @@ def trial(path: Path, look: Look, whose: Artifact, flips: int, stride: int) -> d
     look()
     for kind, bad in damages(good, flips, stride, seed=1):
         path.write_bytes(bad)
-        manifest._found.clear()  # each case is a process that opens the file for the first time
+        content._found.clear()  # each case is a process that opens the file for the first time
         counts[kind][0] += 1
         counts[kind][1] += noticed(look)
         counts[kind][2] += any(str(path.name) in line for line in whose.damaged())
     path.write_bytes(good)
-    manifest._found.clear()
+    content._found.clear()
     look()
     return counts
 
@@ -118,7 +124,7 @@ def cost(megabytes: int = 256) -> float:
         path = Path(file.name)
         entry = FileEntry.of(path, "x")
         started = time.process_time()
-        intact(path, entry, "")
+        content.verified(path, entry, "")
         return (time.process_time() - started) / megabytes * 1000
 
 
