@@ -214,6 +214,13 @@ def _follow(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[s
             continue
         keys.append(part)
         annotations = [s.model_fields[part].annotation for s in sections if part in s.model_fields]
-        candidates = [c for a in annotations for c in (a, *typing.get_args(a))]
-        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)] or sections
+        sections = [found for annotation in annotations for found in _sections_in(annotation)] or sections
     return keys, sections
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a value of this type may be or hold: those of unions, tuples and optional values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _sections_in(argument)

@@ -23,6 +23,8 @@ class Box(StrictModel):
 class Drawing(StrictModel):
     shape: Annotated[Disc | Box, Field(discriminator="kind")] = Box()
     strokes: int = 3
+    more: tuple[Annotated[Disc | Box, Field(discriminator="kind")], ...] = ()
+    frame: Annotated[Disc | Box, Field(discriminator="kind")] | None = None
 
 
 class Page(StrictModel):
@@ -45,6 +47,11 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
         (["drawing.stroks=1"], "drawing.stroks: unknown key; did you mean strokes?"),
         (["drawing.strokes=many"], "drawing.strokes: "),
         (["drawing.shape.width=2"], "drawing.shape: which one? Set drawing.shape.kind as well, to one of disc, box"),
+        (
+            ["drawing.more=[{width: 2}]"],
+            "drawing.more.0: which one? Set drawing.more.0.kind as well, to one of disc, box",
+        ),
+        (["drawing.frame={}"], "drawing.frame: which one? Set drawing.frame.kind as well, to one of disc, box"),
         (
             ["drawing.shape.kind=disc"],
             "drawing.shape.radius: missing; set it in the file or with drawing.",
