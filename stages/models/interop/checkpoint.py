@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pipeline.errors import DataError
 from stages.models.interop.config_file import find_config, read_params
 
 _DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-_UNREADABLE = (pickle.UnpicklingError, *_DAMAGED, AssertionError, MemoryError)
+_UNREADABLE = (pickle.UnpicklingError, *_DAMAGED, struct.error, AssertionError, MemoryError)
 """What torch's reader of pickles raises for damaged ones, and for those that ask for more memory than there is."""
 
 Weights = Mapping[str, Tensor]
