@@ -177,7 +177,7 @@ def test_the_right_token_works_and_a_wrong_one_ends_in_a_message(head, tmp_path)
     wrong.chmod(0o600)
     refused = ask(address, wrong, tmp_path / "units")
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert "it may refuse the token" in refused.stdout and "Traceback" not in refused.stdout + refused.stderr
+    assert "refuses the token" in refused.stdout and "Traceback" not in refused.stdout + refused.stderr
 
     worker = subprocess.run(
         [RECIPE, "worker", address, "--num-cpus=1"],
