@@ -5,8 +5,8 @@
 #     configs/cluster/start_ray.sh worker HEAD:6379       # on every other one, once the token's file was copied there
 #
 # What follows goes to `ray start` as it is (--num-gpus=8, --block under a service manager). A head whose dashboard does
-# not start ends with an error, because jobs are submitted through it; --include-dashboard=false does without. A job that
-# is stopped has RAY_JOB_STOP_WAIT_TIME_S seconds to take its checkpoint (Ray's own default is 3). The token lies in
+# not start ends with an error, because jobs are submitted through it; --include-dashboard=false does without. A job
+# that is stopped has RAY_JOB_STOP_WAIT_TIME_S seconds to take its checkpoint (Ray's default is 3). The token lies in
 # RAY_AUTH_TOKEN_PATH, by default ~/.ray/auth_token, and must be readable by its owner alone: copy it with
 # `scp -p ~/.ray/auth_token MACHINE:.ray/`. The machine that starts the pipeline needs it too, and RAY_AUTH_MODE=token:
 #

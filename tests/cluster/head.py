@@ -49,7 +49,8 @@ def environment(token: Path, **more: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**inherited, **ours, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", **more}
+    patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE), "RAY_worker_niceness": "0"}
+    return {**inherited, **ours, **patient, "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 def free_port() -> int:
@@ -65,7 +66,7 @@ def running_head(*options: str, name: str = "head", cpus: int = 1) -> Iterator[H
     folder.mkdir()
     token, said = folder / ".ray" / "auth_token", folder / "head.txt"
     try:
-        for _ in range(3):  # Ray gives its own processes 30 s, too little where the machine is busy
+        for _ in range(5):  # Ray gives the node 30 s to answer, too little where the machine is busy
             port, dashboard = free_port(), free_port()
             process = _start([f"--dashboard-port={dashboard}", *options], folder, token, port, said, cpus)
             if _started(process, said):
