@@ -49,8 +49,7 @@ def environment(token: Path, **more: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    patient = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE), "RAY_worker_niceness": "0"}
-    return {**inherited, **ours, **patient, "RAY_USAGE_STATS_ENABLED": "0", **more}
+    return {**inherited, **ours, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 def free_port() -> int:
@@ -95,7 +94,13 @@ def local_address() -> str:
 
 def _start(options: list[str], folder: Path, token: Path, port: int, said: Path, cpus: int) -> subprocess.Popen[str]:
     own = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "ray-client-server-port")]
-    quiet = ["--block", f"--num-cpus={cpus}", f"--temp-dir={folder}/ray", "--object-store-memory=80000000"]
+    quiet = [
+        "--block",
+        "--no-monitor",
+        f"--num-cpus={cpus}",
+        f"--temp-dir={folder}/ray",
+        "--object-store-memory=80000000",
+    ]
     with said.open("w") as file:
         return subprocess.Popen(
             [RECIPE, "head", *quiet, *own, *options],
