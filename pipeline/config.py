@@ -32,7 +32,8 @@ class ClusterConfig(StrictModel):
     it at the same path, or in their image. Their Python environment must be there either way."""
     num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], int] | None = None
     """Ranks of a training gang, or `[fewest, most]`: the gang then starts with what the cluster has, goes on smaller
-    when a node dies, and larger when there is room again. Default: one per GPU, or a single one on CPUs."""
+    when a node dies, and larger when there is room again; an autoscaling cluster is asked for the most. Default: one
+    per GPU, or a single one on CPUs."""
     placement: Literal["spread", "pack"] = "spread"
     """`spread`: ranks and unit workers go to as many nodes as there are. `pack`: to as few as hold them, for gangs
     whose network is slow."""

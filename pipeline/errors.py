@@ -55,6 +55,10 @@ class OutOfMemory(StageError):
         return str(self.args[0])
 
 
+class ClusterUnreachable(StageError):
+    """A cluster does not answer; it may do so later."""
+
+
 class ConfigError(UserError):
     """Bad usage or configuration."""
 

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.head import PATIENCE, RECIPE, Head, environment, running_head
 from tests.kill_and_resume import descendants
 from tests.small import ROOT
 
 pytestmark = pytest.mark.thorough
-
-RECIPE = ROOT / "configs/cluster/start_ray.sh"
-PATIENCE = 300
-"""Seconds that starting or refusing may take on a busy machine before it counts as hanging."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(token: Path, **more: str) -> dict[str, str]:
-    ours = {
-        "RAY": str(Path(sys.executable).parent / "ray"),
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_AUTH_MODE": "token",
-    }
-    return {**os.environ, **ours, "RAY_worker_niceness": "0", **more}
 
 
 def listening(pids: list[int]) -> dict[tuple[str, int], int]:
@@ -60,57 +38,16 @@ def listening(pids: list[int]) -> dict[tuple[str, int], int]:
     return found
 
 
-def stop(process: subprocess.Popen[str]) -> None:
-    """Kill a process and all below it: `ray stop` would take every Ray of this machine."""
-    for pid in [*descendants(process.pid), process.pid]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture
-def head(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
-    """A head started by the recipe with some more options, its address, and the file of its token."""
-    folder, port = Path(f"/tmp/ray-doors-{os.getpid()}"), free_port()  # short: sockets' names may have 107 letters
-    folder.mkdir()
-    token, said = folder / "token", folder / "head.txt"
-    try:
-        for _ in range(3):  # Ray gives its own processes 30 s, too little where the machine is busy
-            process = start_head(folder, token, port, said, request.param)
-            if started(process, said):
-                break
-            stop(process)
-        assert process.poll() is None, said.read_text()
-        yield process, f"{local_address()}:{port}", token
-    finally:
-        stop(process)
-        shutil.rmtree(folder, ignore_errors=True)
+def head(request: pytest.FixtureRequest) -> Iterator[Head]:
+    """A head started by the recipe with some more options."""
+    with running_head(*request.param, name="doors") as running:
+        yield running
 
 
-def start_head(folder: Path, token: Path, port: int, said: Path, option: str) -> subprocess.Popen[str]:
-    quiet = ["--block", "--num-cpus=1", f"--temp-dir={folder}/ray", "--object-store-memory=80000000"]
-    with said.open("w") as file:
-        return subprocess.Popen(
-            [RECIPE, "head", *quiet, option],
-            env=environment(token, RAY_PORT=str(port)),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-def started(process: subprocess.Popen[str], said: Path) -> bool:
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline:
-        if "Ray runtime started" in said.read_text():
-            return True
-        time.sleep(0.5)
-    return False
-
-
-def dashboard_addresses(head: subprocess.Popen[str]) -> list[str]:
+def dashboard_addresses(head: Head) -> list[str]:
     """Where the dashboard's own port listens, in hexadecimal; its metrics' port is Ray's."""
-    pids = [head.pid, *descendants(head.pid)]
+    pids = [head.process.pid, *descendants(head.process.pid)]
     (port,) = (
         int(part.removeprefix("--port="))
         for pid in pids
@@ -119,12 +56,6 @@ def dashboard_addresses(head: subprocess.Popen[str]) -> list[str]:
         if part.startswith("--port=")
     )
     return [host for (host, listened) in listening(pids) if listened == port]
-
-
-def local_address() -> str:
-    from ray.util import get_node_ip_address
-
-    return str(get_node_ip_address())
 
 
 ASK = """
@@ -151,7 +82,7 @@ def ask(address: str, token: Path, folder: Path) -> subprocess.CompletedProcess[
     script = ASK.format(root=str(ROOT), address=address, folder=str(folder))
     return subprocess.run(
         [sys.executable, "-c", script],
-        env=environment(token, PYTHONPATH=str(ROOT)),
+        env=environment(token),
         capture_output=True,
         text=True,
         check=False,
@@ -159,15 +90,15 @@ def ask(address: str, token: Path, folder: Path) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("head", [f"--dashboard-port={free_port()}"], indirect=True, ids=["with a dashboard"])
+@pytest.mark.parametrize("head", [()], indirect=True, ids=["with a dashboard"])
 def test_the_dashboard_listens_on_this_machine_alone(head):
-    dashboards = dashboard_addresses(head[0])
+    dashboards = dashboard_addresses(head)
     assert dashboards and all(it.endswith("0100007F") for it in dashboards), f"it listens on {dashboards}"
 
 
-@pytest.mark.parametrize("head", ["--include-dashboard=false"], indirect=True, ids=["without a dashboard"])
+@pytest.mark.parametrize("head", [("--include-dashboard=false",)], indirect=True, ids=["without a dashboard"])
 def test_the_right_token_works_and_a_wrong_one_ends_in_a_message(head, tmp_path):
-    _, address, token = head
+    address, token = head.address, head.token
     assert token.stat().st_mode & 0o077 == 0 and len(token.read_text()) == 64
     right = ask(address, token, tmp_path / "units")
     assert right.returncode == 0 and right.stdout.strip() == "1", right.stdout + right.stderr
@@ -177,7 +108,7 @@ def test_the_right_token_works_and_a_wrong_one_ends_in_a_message(head, tmp_path)
     wrong.chmod(0o600)
     refused = ask(address, wrong, tmp_path / "units")
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert "it may refuse the token" in refused.stdout and "Traceback" not in refused.stdout + refused.stderr
+    assert "refuses the token" in refused.stdout and "Traceback" not in refused.stdout + refused.stderr
 
     worker = subprocess.run(
         [RECIPE, "worker", address, "--num-cpus=1"],

@@ -4,7 +4,9 @@
 #     configs/cluster/start_ray.sh head                   # on the first machine; makes the token where there is none
 #     configs/cluster/start_ray.sh worker HEAD:6379       # on every other one, once the token's file was copied there
 #
-# What follows goes to `ray start` as it is (--num-gpus=8, --block under a service manager). The token lies in
+# What follows goes to `ray start` as it is (--num-gpus=8, --block under a service manager). A head whose dashboard does
+# not start ends with an error, because jobs are submitted through it; --include-dashboard=false does without. A job
+# that is stopped has RAY_JOB_STOP_WAIT_TIME_S seconds to take its checkpoint (Ray's default is 3). The token lies in
 # RAY_AUTH_TOKEN_PATH, by default ~/.ray/auth_token, and must be readable by its owner alone: copy it with
 # `scp -p ~/.ray/auth_token MACHINE:.ray/`. The machine that starts the pipeline needs it too, and RAY_AUTH_MODE=token:
 #
@@ -20,6 +22,10 @@ refuse() { echo "error: $*" >&2; exit 2; }
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 export RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
+# Ray gives its dashboard 60 s and each of its parts 30 s to load; on a busy head it then ends, and jobs with it.
+export RAY_DASHBOARD_STARTUP_TIMEOUT_S=${RAY_DASHBOARD_STARTUP_TIMEOUT_S:-300}
+export RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT=${RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT:-300}
+export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-120}
 RAY=${RAY:-$(dirname "$0")/../../.venv/bin/ray}
 
 role=${1:-}
@@ -35,7 +41,9 @@ case $(stat -L -c %a "$RAY_AUTH_TOKEN_PATH") in
 esac
 
 case $role in
-    head) shift; exec "$RAY" start --head --port="${RAY_PORT:-6379}" --dashboard-host=127.0.0.1 "$@" ;;
+    head)
+        shift
+        exec "$RAY" start --head --port="${RAY_PORT:-6379}" --dashboard-host=127.0.0.1 --include-dashboard=true "$@" ;;
     worker) [ $# -ge 2 ] || usage; address=$2; shift 2; exec "$RAY" start --address="$address" "$@" ;;
     *) usage ;;
 esac

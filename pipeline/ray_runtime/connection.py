@@ -7,7 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private import services
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from pipeline.config import ClusterConfig
@@ -17,6 +21,13 @@ from pipeline.runtime import available_cores, visible_gpus
 CHECKOUT = Path(__file__).resolve().parents[2]
 NOT_SHIPPED = [".venv", ".uv", ".git", "runs", "*.png"]
 """What no node needs of the checkout, besides what .gitignore names. Ray refuses a folder beyond 500 MB."""
+ANSWER_SECONDS = 15.0
+"""How long a cluster may take to say that it is there. Ray itself would try for minutes."""
+START_REMEDY = "start one with configs/cluster/start_ray.sh, or use --address local"
+ADMISSION_REMEDY = (
+    "copy the head's ~/.ray/auth_token here, or name it in RAY_AUTH_TOKEN_PATH (on Kubernetes: RAY_AUTH_TOKEN from the "
+    "cluster's secret), and set RAY_AUTH_MODE=token"
+)
 
 
 def connect(cluster: ClusterConfig, address: str) -> Path | None:
@@ -41,12 +52,42 @@ def connect(cluster: ClusterConfig, address: str) -> Path | None:
         )
         return Path(started.address_info["session_dir"])
     environment = {"working_dir": str(CHECKOUT), "excludes": NOT_SHIPPED} if cluster.ship_code else None
+    knock(address)
     try:
         ray.init(address=address, runtime_env=environment, **quiet)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"no Ray cluster at --address {address} lets this run in ({error}): start one with "
-            "configs/cluster/start_ray.sh, or use --address local. Where one runs, it may refuse the token: copy the "
-            "head's ~/.ray/auth_token here, or name it in RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token"
+            f"no Ray cluster at --address {address} lets this run in ({first_sentence(error)}): {START_REMEDY}. Where "
+            f"one runs, it may refuse the token: {ADMISSION_REMEDY}"
         ) from error
     return None
+
+
+def knock(address: str, seconds: float = ANSWER_SECONDS) -> None:
+    """Ask the head at `auto` or `HOST:PORT` whether it is there and takes our token; a Ray client's URL is left to Ray.
+
+    Raises ConfigError naming the address and the remedy.
+    """
+    try:
+        place = None if "://" in address else services.canonicalize_bootstrap_address(address)
+    except ValueError:
+        raise ConfigError(f"--address {address}: it is local, auto or HOST:PORT") from None
+    if place is None:
+        return
+    with init_grpc_channel(place) as channel:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            stub.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=seconds)
+        except AuthenticationError as error:
+            raise ConfigError(f"--address {address}: {first_sentence(error)}: {ADMISSION_REMEDY}") from None
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise ConfigError(f"the Ray cluster at {place} refuses the token: {ADMISSION_REMEDY}") from None
+            late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            reason = f"no answer within {seconds:.0f} s" if late else error.details()
+            raise ConfigError(f"no Ray cluster at --address {address} ({place}: {reason}): {START_REMEDY}") from None
+
+
+def first_sentence(error: Exception) -> str:
+    """Return what Ray says of an error, without the advice that it adds at length."""
+    return str(error).partition("\n")[0].partition(". ")[0]

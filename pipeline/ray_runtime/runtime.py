@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
@@ -55,7 +57,11 @@ class RayRuntime:
         if self._is_local and pool.gpu and fewest > self._gpus():
             raise ConfigError(f"cluster.num_workers={fewest} is more than this machine's {self._gpus()} GPUs")
         self._starts = []
-        return Gang(pool, self.cluster, fewest, most, loop, reporter, self._starts).run(attempt)
+        self._call_for(most, reporter)
+        try:
+            return Gang(pool, self.cluster, fewest, most, loop, reporter, self._starts).run(attempt)
+        finally:
+            self._call_for(0, reporter)
 
     def gang_starts(self) -> Sequence[GangStart]:
         """How the last gang was started, again and again where ranks died."""
@@ -95,6 +101,20 @@ class RayRuntime:
             self._pool = Pool(nodes, self.cluster.placement)
         self._pool.nodes.warn = reporter.warn
         return self._pool
+
+    def _call_for(self, ranks: int, reporter: Reporter) -> None:
+        """Tell an autoscaling cluster how many ranks have use for a node; any other takes no notice.
+
+        It cannot see that by itself, because ours only start where there is room. What a killed driver called for stays
+        until the next gang ends.
+        """
+        if self._is_local:
+            return
+        place = {"CPU": 1, "GPU": 1} if self._gpus() > 0 else {"CPU": 1}
+        try:
+            request_resources(bundles=[place] * ranks)
+        except (RayError, RuntimeError) as error:
+            reporter.warn(f"an autoscaler, if there is one, could not be told that {ranks} ranks have use: {error}")
 
     def _gpus(self) -> int:
         return int(ray.cluster_resources().get("GPU", 0))

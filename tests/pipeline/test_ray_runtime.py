@@ -11,6 +11,7 @@ import ray
 from pipeline.config import ClusterConfig
 from pipeline.errors import DataError, StageError
 from pipeline.ray_runtime import RayRuntime
+from pipeline.ray_runtime import runtime as ray_runtime
 from pipeline.runtime import Devices, LocalRuntime, Rank, Reporter
 from pipeline.storage import Folder
 from pipeline.units import Unit, UnitStore
@@ -189,6 +190,20 @@ def test_an_elastic_gang_takes_the_room_there_is(runtime_of):
     assert runtime.run_gang(functools.partial(gang, die=None), heard, attempt=1)["world"] == 3
     assert runtime.devices(units=None) == Devices("cpu", 3)
     assert "goes on with 3 ranks instead of 8" in heard.warnings[0]
+
+
+def test_an_autoscaling_cluster_is_told_of_the_ranks_that_have_use_while_they_have(monkeypatch):
+    called_for: list[int] = []
+    monkeypatch.setattr(ray_runtime, "request_resources", lambda bundles: called_for.append(bundles.count({"CPU": 1})))
+    runtime = RayRuntime(ClusterConfig(num_workers=(1, 8)), address="auto")
+    try:
+        runtime.run_gang(functools.partial(gang, die=None), Heard(), attempt=1)
+        assert called_for == [8, 0]
+        with pytest.raises(ZeroDivisionError):
+            runtime.run_gang(stumble, Heard(), attempt=2)
+        assert called_for == [8, 0, 8, 0]
+    finally:
+        runtime.release()
 
 
 def test_too_little_room_is_said_with_what_is_missing(runtime_of):
