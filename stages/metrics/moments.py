@@ -29,6 +29,11 @@ class Moments:
         """Of no pictures yet."""
         return cls(0.0, 0.0, np.zeros(num_features), np.zeros((num_features, num_features)))
 
+    @classmethod
+    def of_gaussian(cls, mean_D: Array, covariance_DD: Array) -> Moments:
+        """Of a distribution, or of pictures that somebody else counted."""
+        return cls(2.0, 2.0, mean_D, covariance_DD)
+
     def add(self, features_ND: NDArray[np.floating], weight_N: Array | None = None) -> Moments:
         """Take in pictures; without weights each counts 1. Returns self."""
         x_ND = np.asarray(features_ND, np.float64)
