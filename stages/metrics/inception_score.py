@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from stages.metrics.weighting import Array, Estimate
 
@@ -22,9 +23,9 @@ def inception_score(logits_NK: NDArray[np.floating], *, splits: int = SPLITS, se
     """exp of the mean KL divergence of p(class | picture) from p(class), averaged over parts of shuffled pictures.
 
     Salimans et al. 2016, "Improved techniques for training GANs", section 4; parts and shuffle are torch-fidelity's.
-    Parts share no picture, so the mean of their scores has their spread over the root of their number as its error.
-    The score of few pictures is too low, and that bias is not in the interval: compare equal numbers alone. Needs
-    `splits` pictures.
+    Parts share no picture, so the error of the mean of their scores follows from their spread, by Student's t for so
+    few of them. The score of few pictures is too low, and that bias is not in the interval: compare equal numbers
+    alone. Needs `splits` pictures, and two splits.
     """
     logits_NK = np.asarray(logits_NK, np.float64)[np.random.RandomState(seed).permutation(len(logits_NK))]
     shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
@@ -32,7 +33,8 @@ def inception_score(logits_NK: NDArray[np.floating], *, splits: int = SPLITS, se
     bounds = [part * len(log_p_NK) // splits for part in range(splits + 1)]
     scores = np.array([_score(log_p_NK[low:high]) for low, high in itertools.pairwise(bounds)])
     value, error = float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(splits))
-    return Estimate(value, (value - 1.96 * error, value + 1.96 * error), "parts")
+    reach = float(stdtrit(splits - 1, 0.975)) * error
+    return Estimate(value, (value - reach, value + reach), "parts")
 
 
 def _score(log_p_NK: Array) -> float:

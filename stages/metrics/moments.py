@@ -38,7 +38,7 @@ class Moments:
         """Take in pictures; without weights each counts 1. Returns self."""
         x_ND = np.asarray(features_ND, np.float64)
         w_N = np.ones(len(x_ND)) if weight_N is None else weight_N
-        mean_D = w_N @ x_ND / w_N.sum()
+        mean_D = _product(x_ND, w_N[:, None])[:, 0] / w_N.sum()
         centred_ND = x_ND - mean_D
         return self.merge(
             Moments(float(w_N.sum()), float((w_N**2).sum()), mean_D, _product(centred_ND * w_N[:, None], centred_ND))

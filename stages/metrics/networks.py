@@ -17,6 +17,7 @@ from stages.metrics.moments import Moments
 from stages.metrics.planned import FEATURES, INCEPTION
 from stages.metrics.reference import kept_moments, read_reference
 from stages.metrics.standard import Imported, Network, Seen, Standard
+from stages.metrics.threads import one_thread
 from stages.models.efficientnet_lite0 import load_efficientnet_lite0, weights_path
 from stages.models.inception import INCEPTION_FEATURES, class_weights
 from stages.models.inception_weights import STANDARD, find_reference
@@ -48,7 +49,8 @@ class Look:
         def statistics(split: str) -> Moments:
             seen = [record.digest for record in records if record.name.startswith(f"{self.units}-{split}-")]
             of = {"network": self.network.digest, "features": seen}
-            return kept_moments(output, of, lambda: moments_of(self.sets[split].pictures))
+            with one_thread():  # so that the digest of statistics does not depend on the machine's cores
+                return kept_moments(output, of, lambda: moments_of(self.sets[split].pictures))
 
         return Standard(self.network, self.sets, {split: statistics(split) for split in self.splits}, seed)
 

@@ -14,7 +14,8 @@ def test_the_score_is_that_of_torch_fidelity(count: int) -> None:
     theirs = isc_features_to_metric(torch.from_numpy(logits))
     ours = inception_score(logits)
     assert ours.value == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
-    assert ours.error == pytest.approx(theirs["inception_score_std"] / 3, rel=1e-4)  # sqrt(10 / 9) / sqrt(10)
+    standard_error = theirs["inception_score_std"] / 3  # sqrt(10 / 9) / sqrt(10)
+    assert ours.interval[1] - ours.value == pytest.approx(2.262157 * standard_error, rel=1e-6)  # Student's t, 9 degrees
 
 
 def test_the_score_is_the_number_of_classes_for_sure_and_varied_pictures_and_1_for_unsure_ones() -> None:
