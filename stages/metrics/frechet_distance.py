@@ -71,8 +71,9 @@ def frechet(x: PictureSet, y: PictureSet, *, paired: bool = False) -> Estimate:
 
     `paired` sets (picture i of one made from picture i of the other) lose a fold in both at once. A bootstrap would
     not do: pictures drawn twice lower the rank of a covariance, and with it raise the distance. The interval is about
-    the distance that so many pictures have on average: the bias of few pictures is not in it, so it does not hold the
-    distance of infinitely many (`python -m tests.interval_coverage`).
+    the distance that so many pictures have on average, which it holds in 95% and 97% of trials (120 pictures against
+    100 of 8 and of 64 features, `python -m tests.interval_coverage`). The bias of few pictures is not in it: it held
+    the distance of infinitely many in 62% of trials with 8 features, and in none with 64.
     """
     few = max(len(x), len(y)) <= x.features_ND.shape[1]
     value, without_x, without_y = (_from_gram_matrices if few else _from_moments)(x, y)
