@@ -17,7 +17,7 @@ from pipeline.stage import Stage
 from stages.data.condition_config import ClassCondition, Conditions, map_condition
 from stages.data.sources import list_source
 from stages.encode import EncodeConfig, EncodeWork, encode
-from stages.evaluate import EvaluateConfig, evaluate
+from stages.evaluate import EvaluateConfig, evaluate, evaluate_inputs
 from stages.maps import make_maps
 from stages.models.pretrained import start_of
 from stages.prior import PriorConfig, train_prior
@@ -74,7 +74,8 @@ def build(config: Config) -> list[Stage]:
     given |= {**request_inputs(config.sample.requests), **scorer_inputs(config.sample.select)}
     samples = Stage("sample", sample, config.sample, {"tokenizer": tokenizer, "prior": prior, **given}, version=3)
     judged = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples, **maps}
-    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=3)
+    judged |= evaluate_inputs(config.evaluate)
+    judging = Stage("evaluate", evaluate, config.evaluate, judged, version=4)
     return [shards, tokenizer, *maps.values(), *beside.values(), tokens, prior, samples, judging]
 
 

@@ -136,7 +136,7 @@ def _features(shards: Artifact, tokenizer: Artifact | None, feature_size: int) -
 
     from stages.data.images import to_model_range
     from stages.data.shards import ShardReader, open_split
-    from stages.metrics.measure import read_pictures
+    from stages.metrics.centres import read_pictures
     from stages.models.efficientnet_lite0 import load_efficientnet_lite0
     from stages.models.fidelity import round_to_8_bits
     from stages.models.picture_features import picture_features

@@ -35,7 +35,13 @@ SMALL = {
         "record_every": 5,
     },
     "sample": {"num_samples": 16, "samples_per_unit": 8, "batch_size": 8, "guidance": 1.5},
-    "evaluate": {"feature_size": 32, "train_pictures": 64, "chance_pictures": 16, "batch_size": 16},
+    "evaluate": {
+        "feature_size": 32,
+        "train_pictures": 64,
+        "chance_pictures": 16,
+        "batch_size": 16,
+        "inception": "none",
+    },
     "cluster": {"checkpoint_every": 5, "threads": 1},
 }
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from stages.metrics.codebook import perplexity, used_share
-from stages.metrics.figures import Better, Figure
+from stages.metrics.figures import Better, Figure, Looked, features_digest
 from stages.metrics.figures import figure as _figure
 from stages.metrics.frechet_distance import frechet
 from stages.metrics.kernel_distance import kid
 from stages.metrics.measured import Integers, Measured, Pairing, Values, pair_by_class
 from stages.metrics.neighbours import NEIGHBOURHOOD, Nearness, nearest, overlap
 from stages.metrics.picture_set import PictureSet
+from stages.metrics.standard import Network
+from stages.metrics.token_figures import codebook_figures, likelihood_figures
 from stages.metrics.weighting import Array, Estimate, Weighting, bootstrap, bootstrap_mean, bootstrap_share
 
 FEATURES = "pooled features of EfficientNet-Lite0 (ImageNet)"
@@ -33,11 +35,18 @@ class Judgement:
     nearness: Nearness
 
 
-def judge(measured: Measured, *, num_codes: int, seed: int, obedience: Mapping[str, Figure] | None = None) -> Judgement:
+def judge(
+    measured: Measured,
+    *,
+    num_codes: int,
+    seed: int,
+    network: Network,
+    beside: Mapping[str, Figure] | None = None,
+) -> Judgement:
     """Turn what was measured into figures.
 
     `seed` chooses the training pictures of the real-against-real floor, and draws for the bootstrap intervals;
-    `obedience` are figures that stand beside.
+    `network` is what the features are of; `beside` are figures that stand beside.
     """
     samples = pair_by_class(measured.samples_ND, measured.sample_labels_N, measured)
     neighbour_N, distance_N = nearest(measured.samples_ND, measured.train_ND)
@@ -46,17 +55,17 @@ def judge(measured: Measured, *, num_codes: int, seed: int, obedience: Mapping[s
     kept_N = distance_N[samples.kept_N]
     nearness = Nearness(kept_N, samples.pictures.weighting, held_out_N, held_out_weighting, seed)
     figures = {
-        **_distances(measured, samples, seed),
+        **_distances(measured, samples, network, seed),
         **_reconstruction(measured, seed),
-        **_codebook(measured),
-        **_likelihood(measured, num_codes, seed),
+        **codebook_figures(measured),
+        **likelihood_figures(measured, num_codes, seed),
         **_novelty(nearness, len(measured.train_ND), weighted=samples.weighted),
-        **(obedience or {}),
+        **(beside or {}),
     }
     return Judgement(figures, samples.left_out, neighbour_N, distance_N, nearness)
 
 
-def _distances(measured: Measured, samples: Pairing, seed: int) -> dict[str, Figure]:
+def _distances(measured: Measured, samples: Pairing, network: Network, seed: int) -> dict[str, Figure]:
     """How samples, reconstructions, other real pictures and chance compare with the held-out pictures."""
     n = min(len(measured.held_out_ND), len(measured.train_ND))
     # As many real pictures as are held out: a Frechet distance is comparable only at equal numbers.
@@ -85,27 +94,35 @@ def _distances(measured: Measured, samples: Pairing, seed: int) -> dict[str, Fig
             chance,
             held_out,
             False,
-            "decoded random tokens (drawn by the corpus' code frequencies) against held-out pictures",
+            f"decoded random tokens (drawn {_how_chance_draws(measured)}) against held-out pictures",
         ),
     }
     figures: dict[str, Figure] = {}
     for name, (pictures, reference, weighted, what) in pairs.items():
         how = ", each class weighted to its share of the held-out" if weighted else ""
-        compared = _compare(pictures, reference, f"{what}{how}; {FEATURES}", seed, paired=name == "reconstructions")
+        on, digest = f"{what}{how}; {FEATURES}", features_digest(reference.features_ND)
+        looked = Looked(network.described, {"what": "held-out pictures", "pictures": len(reference), "digest": digest})
+        compared = _compare(pictures, reference, on, looked, seed, paired=name == "reconstructions")
         figures |= {f"{kind}_{name}": figure for kind, figure in compared.items()}
     return figures
 
 
-def _compare(pictures: PictureSet, reference: PictureSet, on: str, seed: int, *, paired: bool) -> dict[str, Figure]:
+def _how_chance_draws(measured: Measured) -> str:
+    return "by the corpus' code frequencies" if measured.train_codes_K.any() else "each code alike"
+
+
+def _compare(
+    pictures: PictureSet, reference: PictureSet, on: str, looked: Looked, seed: int, *, paired: bool
+) -> dict[str, Figure]:
     """All figures of one pair of sets."""
-    sizes = {"samples": len(pictures), "against": len(reference)}
+    sizes: dict[str, Any] = {"samples": len(pictures), "against": len(reference), "looked": looked}
     kernel = "squared kernel distance (KID: polynomial kernel, unbiased)"
     gaussian = "squared Fr\u00e9chet distance of Gaussians; the fewer pictures, the higher it comes out"
     figures = {
         "kid": _figure(kid(pictures, reference, paired=paired), kernel, on, "lower", **sizes),
         "frechet": _figure(frechet(pictures, reference, paired=paired), gaussian, on, "lower", **sizes),
     }
-    if min(sizes.values()) <= NEIGHBOURHOOD:
+    if min(len(pictures), len(reference)) <= NEIGHBOURHOOD:
         return figures
     found = overlap(pictures.features_ND, reference.features_ND)
     inside, reached = (
@@ -172,61 +189,11 @@ def psnr(mse_N: Values) -> Values:
     return psnr_N
 
 
-def _codebook(measured: Measured) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {}
-    corpus_K = measured.train_codes_K + measured.held_out_codes_K
-    share, equal = "share of the codebook's codes that occur at least once", "exp of the entropy of code frequencies"
-    for name, counts_K, on in (
-        ("held_out", measured.held_out_codes_K, "tokens of held-out pictures"),
-        ("corpus", corpus_K, "tokens of the whole corpus"),
-    ):
-        tokens = int(counts_K.sum())
-        figures[f"codebook_used_{name}"] = _figure(used_share(counts_K), share, on, "higher", samples=tokens)
-        figures[f"codebook_perplexity_{name}"] = _figure(perplexity(counts_K), equal, on, "higher", samples=tokens)
-    return figures
-
-
-def _likelihood(measured: Measured, num_codes: int, seed: int) -> dict[str, Figure]:
-    held_out_N, train_N = measured.held_out_bits_N, measured.train_bits_N
-    held_out = Weighting.plain(len(held_out_N), measured.held_out_bits_groups_N)
-    train = Weighting.plain(len(train_N), measured.train_bits_groups_N)
-    uniform = float(np.log2(num_codes))
-    bits = "bits for a token, given the condition and the tokens before it"
-    gap = bootstrap(lambda w_N, v_N: float(w_N @ held_out_N - v_N @ train_N), held_out, train, seed=seed)
-    return {
-        "bits_per_token_held_out": {
-            **_figure(
-                bootstrap_mean(held_out_N, held_out, seed=seed),
-                f"{bits}; a prior that knows nothing needs {uniform:.2f}",
-                "tokens of held-out pictures",
-                "lower",
-                samples=len(held_out_N),
-            ),
-            "uniform": uniform,
-        },
-        "bits_per_token_train": _figure(
-            bootstrap_mean(train_N, train, seed=seed),
-            bits,
-            "tokens of training pictures, about as many as held-out",
-            "lower",
-            samples=len(train_N),
-        ),
-        "overfit_gap": _figure(
-            gap,
-            "held-out minus training bits per token: how much the prior learned by heart",
-            "tokens of held-out pictures against those of training pictures",
-            "lower",
-            samples=len(held_out_N),
-            against=len(train_N),
-        ),
-    }
-
-
 def _novelty(nearness: Nearness, num_train: int, *, weighted: bool) -> dict[str, Figure]:
     """How near samples come to training pictures, beside how near unseen real pictures come."""
     how = ", each class weighted to its share of the held-out" if weighted else ""
     on = f"samples and held-out pictures, each beside the nearest of {num_train:,} training pictures{how}; {FEATURES}"
-    sizes = {"samples": len(nearness.distance_N), "against": len(nearness.held_out_M)}
+    sizes: dict[str, Any] = {"samples": len(nearness.distance_N), "against": len(nearness.held_out_M)}
     ratio = "median of samples over median of held-out pictures"
     suspicious = "share of samples nearer than all but 5% of held-out pictures: 5% for unseen pictures"
     both = f"held-out pictures beside the nearest of {num_train:,} training pictures; {FEATURES}"

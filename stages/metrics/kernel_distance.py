@@ -5,12 +5,16 @@ Everything is float64. Legend: N pictures of one set, M of the other, D features
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from stages.metrics.picture_set import PictureSet
 from stages.metrics.weighting import Array, Estimate, Weighting
 
 BLOCK_ROWS = 1024  # of the kernel matrix at once: memory stays at BLOCK_ROWS x M
+SUBSETS, SUBSET_SIZE, SUBSET_SEED = 100, 1000, 2020
+"""torch-fidelity's: the KID that papers print is the mean over such subsets."""
 
 
 def polynomial_kernel(x_ND: Array, y_MD: Array) -> Array:
@@ -25,7 +29,8 @@ def kid(x: PictureSet, y: PictureSet, *, paired: bool = False) -> Estimate:
     A mean over pairs of strata weighted by their shares, each pair of strata by its own unbiased mean (i = j left out
     inside a stratum); with a single stratum that is equation 4 of Binkowski et al. Unbiased, it may come out below 0.
     The error is the jackknife's, leaving out one group at a time (without groups: one picture), over both sets: no
-    random subsets, so no seed. `paired` sets (picture i of one made from picture i of the other, all of one stratum)
+    random subsets, so no seed; its intervals held the truth in 94% and 95% of trials (`python -m
+    tests.interval_coverage`). `paired` sets (picture i of one made from picture i of the other, all of one stratum)
     lose a group in both at once. Needs three pictures in each stratum.
     """
     a, b = x.weighting, y.weighting
@@ -45,6 +50,46 @@ def kid(x: PictureSet, y: PictureSet, *, paired: bool = False) -> Estimate:
     thetas_x_G = without_x_G - 2 * _between_without(a, mean_N, between)
     thetas_y_G = without_y_G - 2 * _between_without(b, mean_M, between)
     return Estimate.of_jackknife(value, _jackknife_variance(a, thetas_x_G) + _jackknife_variance(b, thetas_y_G))
+
+
+class SubsetKID(NamedTuple):
+    """KID as papers print it: over random subsets of both sets."""
+
+    mean: float
+    std: float
+    """Over subsets: how much one of them differs from another. It says little of how sure the mean is."""
+    size: int
+    """Pictures of each subset."""
+
+
+def kid_of_subsets(
+    x_ND: Array, y_MD: Array, *, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = SUBSET_SEED
+) -> SubsetKID:
+    """The mean unbiased KID of random subsets of `size` pictures each, fewer where a set has fewer.
+
+    Binkowski et al. 2018, section 4; subsets are drawn as torch-fidelity draws them. All of them come out of one pass
+    over the kernel, as sums u'Ku where u marks the pictures of a subset.
+    """
+    rng, size = np.random.RandomState(seed), min(size, len(x_ND), len(y_MD))
+    x_in_NS, y_in_MS = np.zeros((len(x_ND), subsets)), np.zeros((len(y_MD), subsets))
+    for number in range(subsets):
+        x_in_NS[rng.choice(len(x_ND), size, replace=False), number] = 1.0
+        y_in_MS[rng.choice(len(y_MD), size, replace=False), number] = 1.0
+
+    def sums(a_ND: Array, a_in_NS: Array, b_MD: Array, b_in_MS: Array) -> Array:
+        starts = range(0, len(a_ND), BLOCK_ROWS)
+        blocks = ((a_ND[it : it + BLOCK_ROWS], a_in_NS[it : it + BLOCK_ROWS]) for it in starts)
+        total_S: Array = sum((in_BS * (polynomial_kernel(a_BD, b_MD) @ b_in_MS)).sum(axis=0) for a_BD, in_BS in blocks)
+        return total_S
+
+    def inside(a_ND: Array, a_in_NS: Array) -> Array:
+        itself_N = (np.square(a_ND).sum(axis=1) / a_ND.shape[1] + 1.0) ** 3
+        pairs_S: Array = (sums(a_ND, a_in_NS, a_ND, a_in_NS) - itself_N @ a_in_NS) / (size * (size - 1))
+        return pairs_S
+
+    between_S = sums(x_ND, x_in_NS, y_MD, y_in_MS) / size**2
+    found_S = inside(x_ND, x_in_NS) + inside(y_MD, y_in_MS) - 2 * between_S
+    return SubsetKID(float(found_S.mean()), float(found_S.std()), size)
 
 
 def _kernel_sums(x: PictureSet, y: PictureSet, *, paired: bool = False) -> tuple[Array, Array]:

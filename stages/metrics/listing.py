@@ -36,9 +36,13 @@ class Listing:
 
     @classmethod
     def read(
-        cls, splits: Mapping[str, Sequence[Shard]], tokens: Artifact, rows: Mapping[str, int | None], num_codes: int
+        cls,
+        splits: Mapping[str, Sequence[Shard]],
+        tokens: Artifact | None,
+        rows: Mapping[str, int | None],
+        num_codes: int,
     ) -> Listing:
-        """Read all tables; of each token table the first `rows` are looked at (None: all)."""
+        """Read all tables; of each token table the first `rows` are looked at (None: all). Without tokens no codes."""
         group_of = {
             row["key"]: row["group"]
             for split in ("train", "val")
@@ -48,11 +52,14 @@ class Listing:
         looked_at = {shard.name for split in ("train", "val") for shard in splits[split]}
         codes = dict.fromkeys(("train", "val"), count_codes(np.zeros(0, np.int64), num_codes))
         token_groups: dict[str, list[str]] = {"train": [], "val": []}
-        for unit, entry in tokens.unit_files(".parquet"):
-            with tokens.held(entry.path) as path:
-                split, table = unit.name.partition("-")[0], read_tokens(path)
+        tables = (
+            [(unit.name, tokens.file(entry.path)) for unit, entry in tokens.unit_files(".parquet")] if tokens else []
+        )
+        for name, file in tables:
+            with file.held() as path:
+                split, table = name.partition("-")[0], read_tokens(path)
             codes[split] = codes[split] + count_codes(table.tokens_NT, num_codes)
-            if unit.name in looked_at:
+            if name in looked_at:
                 chosen = np.flatnonzero(table.variants == 0)[: rows[split]]
                 token_groups[split] += [group_of[table.keys[index]] for index in chosen]
         picture_groups = {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,26 +18,24 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pipeline.errors import DataError
 from pipeline.units import Unit
-from stages.data.images import Rejected, decode_image, to_model_range, to_uint8
+from stages.data.images import to_model_range, to_uint8
 from stages.data.map_shelf import MapShelf
 from stages.data.shards import ShardReader
 from stages.data.tables import read_tokens
-from stages.metrics.likelihood import token_bits
+from stages.metrics.centres import read_pictures
+from stages.metrics.likelihood import condition_for, token_bits
 from stages.metrics.map_fidelity import fidelities
 from stages.metrics.places import thumbnails, window_place
 from stages.metrics.threads import one_thread
-from stages.models.efficientnet_lite0 import EfficientNetLite0
+from stages.models.efficientnet_lite0 import POOLED_FEATURES, EfficientNetLite0
 from stages.models.fidelity import SSIM_WINDOW, picture_l1, picture_mse, picture_ssim, round_to_8_bits
+from stages.models.inception import INCEPTION_FEATURES, Inception
 from stages.models.losses.perceptual import FeatureDistance
 from stages.models.picture_features import picture_features
 from stages.models.priors.load import load_prior
 from stages.models.priors.prior import Prior
 from stages.models.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from stages.data.shards import Shard
 
 KEPT_RECONSTRUCTIONS = 24
 """Pictures of a unit whose reconstruction is kept to be shown, evenly spaced over the shard."""
@@ -55,6 +53,7 @@ class Measurer:
     tokenizer_folder: Path
     prior_folder: Path
     device: str
+    inception_weights: Path | None = None
 
     def __call__(self, unit: Unit, folder: Path) -> dict[str, Any]:
         """Write the unit's arrays; return how many pictures they are of."""
@@ -66,6 +65,8 @@ class Measurer:
             "obedience": self.obedience,
             "possible": self.possible,
             "windows": self.windows,
+            "inception": self.inception,
+            "inception_reconstruction": self.inception_reconstruction,
         }[unit.recipe["measure"]]
         with one_thread():
             arrays = measure(unit)
@@ -119,7 +120,8 @@ class Measurer:
         with unit.payload["table"].held() as path:
             table = read_tokens(path)
         chosen = np.flatnonzero(table.variants == 0)[: unit.recipe["rows"]]
-        tokens_NT, condition_NC = table.tokens_NT[chosen], table.condition_NC[chosen]
+        tokens_NT = table.tokens_NT[chosen]
+        condition_NC = condition_for(table.condition_NC[chosen], unit.payload["given"], unit.payload["wanted"])
         bits_NT = token_bits(
             self._prior, tokens_NT, condition_NC, batch_size=unit.recipe["batch_size"], device=self.device
         )
@@ -170,6 +172,20 @@ class Measurer:
         places = [window_place(row, variant, size=size, seed=seed) for row in reader.table]
         return {"thumbnails": thumbnails(pictures_NHWC), "places": np.array(places, np.float64).reshape(-1, 2)}
 
+    def inception(self, unit: Unit) -> Arrays:
+        """The standard Inception's features of a shard's pictures."""
+        pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
+        return self._inception_features(pictures_NHWC, unit)
+
+    def inception_reconstruction(self, unit: Unit) -> Arrays:
+        """The standard Inception's features of what the tokenizer makes of a shard's pictures."""
+        pictures_NHWC, _ = read_pictures(unit.payload["shard"], unit.recipe)
+        return self._inception_features(self._rebuilt(pictures_NHWC, unit), unit)
+
+    def _inception_features(self, pictures_NHWC: NDArray[np.uint8], unit: Unit) -> Arrays:
+        batches = _batches(pictures_NHWC, unit.recipe["batch_size"])
+        return {"features": _stack([self._inception.features(batch) for batch in batches], INCEPTION_FEATURES)}
+
     def _rebuilt(self, pictures_NHWC: NDArray[np.uint8], unit: Unit) -> NDArray[np.uint8]:
         """Pictures through the tokenizer and back."""
         rebuilt = [pictures_NHWC[:0]]
@@ -192,6 +208,11 @@ class Measurer:
         return FeatureDistance(PERCEPTUAL_STAGES).to(self.device)
 
     @cached_property
+    def _inception(self) -> Inception:
+        assert self.inception_weights is not None, "its units are cut only where there are weights"
+        return Inception(self.inception_weights, self.device)
+
+    @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.tokenizer_folder, self.device)
 
@@ -200,37 +221,9 @@ class Measurer:
         return load_prior(self.prior_folder, self.device)
 
 
-def read_pictures(shard: Shard | Path, recipe: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The centres of a shard's pictures in the tokenizer's size, and their labels: uint8 [N, H, W, C], int64 [N].
-
-    Raises DataError for a picture that is damaged or smaller than that.
-    """
-    reader, size, channels = ShardReader(shard), recipe["image_size"], recipe["channels"]
-    pictures_NHWC = np.empty((len(reader), size, size, channels), np.uint8)
-    for index in range(len(reader)):
-        pictures_NHWC[index] = read_picture(reader, index, size, channels)
-    return pictures_NHWC, np.array([row["label"] for row in reader.table], np.int64)
-
-
-def read_picture(reader: ShardReader, index: int, size: int, channels: int) -> NDArray[np.uint8]:
-    """The centre of one stored picture: uint8 [size, size, C]."""
-    try:
-        picture_HWC = decode_image(reader.read_image(index), channels)
-    except Rejected as error:
-        raise DataError(f"{reader.path}: picture {index} cannot be decoded: {error.reason}") from None
-    spare_y, spare_x = picture_HWC.shape[0] - size, picture_HWC.shape[1] - size
-    if min(spare_y, spare_x) < 0:
-        raise DataError(
-            f"{reader.path}: picture {index} is {picture_HWC.shape[1]}x{picture_HWC.shape[0]}, the tokenizer was "
-            f"trained on {size}x{size}: run --stages shard,tokenizer with one image_size"
-        )
-    top, left = (spare_y + 1) // 2, (spare_x + 1) // 2  # as the training's validation and the encode stage cut it
-    return picture_HWC[top : top + size, left : left + size]
-
-
 def _batches(array_N: NDArray[Any], size: int) -> list[NDArray[Any]]:
     return [array_N[start : start + size] for start in range(0, len(array_N), size)]
 
 
-def _stack(features: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.concatenate(features) if features else np.zeros((0, 1280), np.float32)
+def _stack(features: list[NDArray[np.float32]], num_features: int = POOLED_FEATURES) -> NDArray[np.float32]:
+    return np.concatenate(features) if features else np.zeros((0, num_features), np.float32)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.metrics.class_names import ClassNames
 from stages.metrics.listing import Listing
 from stages.metrics.picture_set import PictureSet
 
@@ -53,14 +54,18 @@ class Measured:
     held_out_codes_K: Integers
 
     @classmethod
-    def join(cls, units: Sequence[tuple[str, Mapping[str, NDArray[Any]]]], listing: Listing) -> Measured:
-        """Join the arrays of finished units, given with their names, kind by kind."""
+    def join(
+        cls, units: Sequence[tuple[str, Mapping[str, NDArray[Any]]]], listing: Listing, classes: ClassNames
+    ) -> Measured:
+        """Join the arrays of finished units, given with their names, kind by kind; samples get the data's labels."""
 
         def join(kind: str, name: str) -> NDArray[Any]:
-            return np.concatenate([arrays[name] for unit, arrays in units if unit.startswith(kind)])
+            found = [arrays[name] for unit, arrays in units if unit.startswith(kind)]
+            nothing = np.zeros(0, np.int64 if name == "labels" else np.float64)
+            return np.concatenate(found) if found else nothing
 
         def position_means(kind: str) -> Values:
-            sums = [arrays["position_bits"] for unit, arrays in units if unit.startswith(kind)]
+            sums = [arrays["position_bits"] for unit, arrays in units if unit.startswith(kind)] or [np.zeros(0)]
             means_T: Values = np.sum(sums, axis=0) / max(len(join(kind, "bits")), 1)
             return means_T
 
@@ -78,7 +83,7 @@ class Measured:
             perceptual_N=join("reconstruction", "perceptual"),
             ssim_N=join("reconstruction", "ssim") if has_ssim else None,
             samples_ND=join("features-sample", "features"),
-            sample_labels_N=join("features-sample", "labels"),
+            sample_labels_N=classes.labels(join("features-sample", "labels")),
             chance_ND=join("chance", "features"),
             train_bits_N=join("likelihood-train", "bits"),
             train_bits_groups_N=listing.token_groups["train"],

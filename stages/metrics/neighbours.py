@@ -38,6 +38,11 @@ class Overlap:
     Kynkaanniemi et al. 2019, "Improved precision and recall metric for assessing generative models", equation 1:
     precision is the mean of `inside_N` over generated pictures, recall the mean of `reached_M` over real ones. Naeem et
     al. 2020, "Reliable fidelity and diversity metrics", equations 5 and 6: `density_N`, `covered_M`.
+
+    A bootstrap over these values leaves the balls as they are, so its intervals are too short: on Gaussians of 8
+    features, 120 pictures against 100, those of 95% held what the figure is on average in 86% of trials for precision,
+    90% for recall, 84% for density and 79% for coverage (`python -m tests.interval_coverage`). What the figure would be
+    of infinitely many pictures is no truth to hold: balls shrink with their number.
     """
 
     inside_N: Array

@@ -57,8 +57,14 @@ class Told:
     """By key: the rows of the tables of held-out pictures."""
 
     @classmethod
-    def read(cls, splits: Splits, tokens: Artifact, samples: Artifact, maps: Artifact | None) -> Told:
-        """Read what the tables of shards and samples say."""
+    def read(
+        cls, splits: Splits, tokens: Artifact | None, samples: Artifact, maps: Artifact | None, kinds: tuple[str, ...]
+    ) -> Told:
+        """Read what the tables of shards and samples say; `kinds` are the conditions that say something.
+
+        Maps and windows are found only where `tokens` say how pictures were cut, and where the held-out pictures that
+        samples were drawn from are held out still.
+        """
         captions = {
             split: [row["caption"] for shard in shards for row in ShardReader(shard).table]
             for split, shards in splits.items()
@@ -72,10 +78,12 @@ class Told:
                     zip(columns["condition_key"], map(int, columns["condition_variant"]), strict=True)
                 )
         rows = {row["key"]: row for shard in splits["val"] for row in ShardReader(shard).table}
-        kinds = tuple(it["kind"] for it in tokens.read_json("tokens.json").get("condition", ()) if it["size"])
-        cutting = tokens.recipe["config"]
+        drawn_from = [key for found in targets.values() for key, _ in found]
+        cutting = tokens.recipe["config"] if tokens is not None else {}
         seed, has_windows = int(cutting.get("seed", 0)), int(cutting.get("crops", 1)) > 1
-        return cls(kinds or ("class",), captions, targets, maps, seed, has_windows, rows)
+        comparable = tokens is not None and all(key in rows for key in drawn_from)
+        kinds = tuple(kind for kind in kinds if comparable or kind in ("class", "caption"))
+        return cls(kinds, captions, targets, maps if comparable else None, seed, has_windows, rows)
 
     def units(self, splits: Splits, seeing: Mapping[str, Any], seed: int) -> list[Unit]:
         """Units that compare the maps of samples and of reconstructions with those they come from."""

@@ -27,9 +27,9 @@ class Estimate(NamedTuple):
 
     value: float
     interval: tuple[float, float]
-    by: Literal["jackknife", "bootstrap", "binomial"]
-    """Where the interval comes from: 1.96 standard errors of a jackknife, quantiles of bootstrap draws, or, for a share
-    that no draw moves from 0 or 1, the exact binomial bound."""
+    by: Literal["jackknife", "bootstrap", "binomial", "parts"]
+    """Where the interval comes from: 1.96 standard errors of a jackknife, quantiles of bootstrap draws, for a share
+    that no draw moves from 0 or 1 the exact binomial bound, or Student's t of the spread over parts of a set."""
 
     @classmethod
     def of_jackknife(cls, value: float, variance: float) -> Estimate:

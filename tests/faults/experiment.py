@@ -33,7 +33,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "record_every": 1,
     },
     "prior": {"record_every": 1},
-    "evaluate": {"train_pictures": 32},
+    "evaluate": {"train_pictures": 32, "inception": "none"},
     "cluster": {"checkpoint_every": 3, "threads": 1},
 }
 """The small config without what only takes time. Every step is recorded, so that a gap cannot hide."""

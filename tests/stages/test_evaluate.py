@@ -30,7 +30,7 @@ from stages.models.losses.perceptual import FeatureDistance
 from stages.models.tokenizer import Tokenizer
 from tests.stages.made_up import World, make
 
-CONFIG = EvaluateConfig(feature_size=32, chance_pictures=12, shown_per_class=3, shown_neighbours=4)
+CONFIG = EvaluateConfig(feature_size=32, chance_pictures=12, shown_per_class=3, shown_neighbours=4, inception="none")
 
 
 def run(inputs: dict[str, Artifact], workdir: Path, config: EvaluateConfig = CONFIG) -> Artifact:

@@ -84,7 +84,7 @@ def describe(
         "findings": words.findings(figures, len(dataset["classes"]), *counts),
         "features": FEATURES,
         "figures": figures,
-        "bits_per_position": _bits_per_position(measured, inputs["tokens"].read_json("tokens.json")["grid"]),
+        "bits_per_position": _bits_per_position(measured, inputs["prior"].read_json("config.json")["grid"]),
         "classes": tables.class_table(dataset["classes"], dataset["class_counts"], measured),
         "classes_left_out": list(left_out),
         "dataset": {name: dataset[name] for name in ("image_size", "channels", "num_train", "num_val", "attribution")},
@@ -125,10 +125,12 @@ def render(
                 "prior": draw_charts(PRIOR_CHARTS, _history(inputs["prior"])),
             },
             nearness=draw_nearness(*judgement.nearness.quantiles()),
-            maps=_maps(report["bits_per_position"]),
-            codebook=draw_codebook(measured.train_codes_K + measured.held_out_codes_K, measured.held_out_codes_K),
+            maps=_maps(report["bits_per_position"]) if report["bits_per_position"] else [],
+            codebook=draw_codebook(measured.train_codes_K + measured.held_out_codes_K, measured.held_out_codes_K)
+            if measured.train_codes_K.any()
+            else None,
             num_codes=len(measured.train_codes_K),
-            tokens_per_picture=len(measured.held_out_position_bits_T),
+            tokens_per_picture=int(np.prod(inputs["prior"].read_json("config.json")["grid"])),
             contact_sheet=_contact_sheet(inputs["shards"]),
             selection=report.get("selection"),
             selected_grid=data_uri(inputs["samples"].local("grid.png").read_bytes()) if "selection" in report else None,
@@ -155,7 +157,9 @@ def _environment() -> jinja2.Environment:
 
 
 def _bits_per_position(measured: Measured, grid: Sequence[int]) -> dict[str, Any]:
-    """Bits of the token at each place of the grid, averaged over pictures."""
+    """Bits of the token at each place of the grid, averaged over pictures; nothing where they were not measured."""
+    if not len(measured.held_out_bits_N):
+        return {}
     splits = {
         "held_out": (measured.held_out_position_bits_T, len(measured.held_out_bits_N)),
         "train": (measured.train_position_bits_T, len(measured.train_bits_N)),

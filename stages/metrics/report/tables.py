@@ -59,6 +59,8 @@ SHARES = (
     "precision",
     "recall",
     "coverage",
+    "gprecision",
+    "grecall",
     "codebook_used",
     "suspiciously_near",
     "nearer_than",
@@ -101,7 +103,10 @@ def every_figure(figures: Figures) -> Iterator[tuple[str, list[dict[str, Any]]]]
     for computed_on, group in groupby(figures.items(), key=lambda item: item[1]["computed_on"]):
         yield (
             computed_on,
-            [{**figure, "name": _name(name), "is_share": name.startswith(SHARES)} for name, figure in group],
+            [
+                {**figure, "name": figure.get("title") or _name(name), "is_share": name.startswith(SHARES)}
+                for name, figure in group
+            ],
         )
 
 

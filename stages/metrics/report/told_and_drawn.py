@@ -31,9 +31,11 @@ class ToldAndDrawn(NamedTuple):
 
 
 def told_and_drawn(
-    samples: Artifact, shards: Sequence[Shard], tokens: Artifact, maps: Artifact | None, classes: Sequence[str]
+    samples: Artifact, shards: Sequence[Shard], tokens: Artifact | None, maps: Artifact | None, classes: Sequence[str]
 ) -> list[ToldAndDrawn]:
-    """The first conditions that samples were drawn from; none where they were drawn of classes alone."""
+    """The first conditions that samples were drawn from; none where they were drawn of classes, or without tokens."""
+    if tokens is None:
+        return []
     tables = {}
     for unit, entry in samples.unit_files(".parquet"):
         if unit.name in {shard.name for shard in shards}:

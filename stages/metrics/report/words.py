@@ -54,12 +54,12 @@ def findings(figures: Figures, classes: int, image_size: int, train: int, held_o
         )
     if "precision_samples" in figures:
         lines.append(_fidelity_line(figures))
-    psnr, used = figures["psnr"]["value"], figures["codebook_used_corpus"]["value"]
-    lines.append(
-        f"The tokenizer brings held-out pictures back at {psnr:.1f} dB: {_sharpness(psnr)}. "
-        f"The corpus uses {percent(used)} of its codebook{_codebook_remark(used)}."
-    )
-    return [*lines, _prior_line(figures)]
+    psnr = figures["psnr"]["value"]
+    line = f"The tokenizer brings held-out pictures back at {psnr:.1f} dB: {_sharpness(psnr)}."
+    if "codebook_used_corpus" in figures:
+        used = figures["codebook_used_corpus"]["value"]
+        line += f" The corpus uses {percent(used)} of its codebook{_codebook_remark(used)}."
+    return [*lines, line, *([_prior_line(figures)] if "bits_per_token_held_out" in figures else [])]
 
 
 def distrust(

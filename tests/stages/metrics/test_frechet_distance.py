@@ -7,7 +7,8 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from stages.metrics import frechet_distance as frechet_distance_module
-from stages.metrics.frechet_distance import Moments, frechet, frechet_distance
+from stages.metrics.frechet_distance import frechet, frechet_distance, frechet_to_reference, moments_of
+from stages.metrics.moments import Moments
 from stages.metrics.picture_set import PictureSet
 
 
@@ -83,14 +84,6 @@ def test_frechet_distance_is_that_of_torch_fidelity_below_and_above_the_number_o
     )
 
 
-def test_moments_without_a_part_are_those_of_the_rest() -> None:
-    x, weight = draw(42, 50, 5, mean=100.0), np.random.default_rng(43).random(50)
-    part, rest = (Moments.nothing(5).add(x[rows], weight[rows]) for rows in (slice(0, 8), slice(8, 50)))
-    remains = Moments.nothing(5).add(x, weight).without(part)
-    assert np.allclose(remains.covariance_DD, rest.covariance_DD, rtol=1e-9, atol=1e-9)
-    assert np.allclose(remains.mean_D, rest.mean_D, rtol=1e-12)
-
-
 @pytest.mark.parametrize("count", [20, 33])
 def test_leaving_folds_out_gives_the_same_by_both_ways(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = PictureSet.plain(draw(44, count, 40)), PictureSet.plain(draw(45, 39, 40, mean=0.2))
@@ -119,3 +112,34 @@ def test_sets_of_few_groups_have_an_error_too() -> None:
     x = PictureSet.plain(draw(46, 30, 8), np.repeat(np.arange(3), 10))
     estimate = frechet(x, PictureSet.plain(draw(47, 30, 8)))
     assert 0 < estimate.error < np.inf
+
+
+@pytest.mark.parametrize("count", [90, 25])
+def test_a_fold_left_out_changes_the_distance_to_a_reference_as_a_distance_from_scratch_does(count: int) -> None:
+    # 90 pictures of 30 features follow the gradient, 25 are taken from scratch.
+    reference = Moments.nothing(30).add(draw(48, 400, 30, mean=0.2))
+    for seed in range(5):
+        x = draw(50 + seed, count, 30) ** 3
+        value, without = frechet_distance_module._leaving_out(PictureSet.plain(x), reference)
+        fold = np.arange(count) % 20
+        naive = [frechet_distance(Moments.nothing(30).add(x[fold != it]), reference) for it in range(20)]
+        assert value == pytest.approx(frechet_distance(Moments.nothing(30).add(x), reference), rel=1e-8)
+        if count < 30:
+            assert np.allclose(without, naive, rtol=1e-6)
+        else:
+            assert np.std(without) == pytest.approx(np.std(naive), rel=0.1)
+            assert np.corrcoef(without, naive)[0, 1] > 0.95
+
+
+def test_a_reference_adds_no_error_and_the_same_distance() -> None:
+    x, y = PictureSet.plain(draw(60, 200, 10)), PictureSet.plain(draw(61, 150, 10, mean=0.5))
+    both, one = frechet(x, y), frechet_to_reference(x, moments_of(y))
+    assert one.value == pytest.approx(both.value, rel=1e-9)
+    assert 0 < one.error < both.error
+
+
+def test_a_digest_names_statistics_whatever_pieces_they_came_in() -> None:
+    x = np.arange(24.0).reshape(8, 3) ** 2
+    whole = Moments.nothing(3).add(x)
+    assert whole.digest == Moments.nothing(3).add(x).digest
+    assert whole.digest != Moments.nothing(3).add(x[:7]).digest
