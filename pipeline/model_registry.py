@@ -95,7 +95,7 @@ class ModelRegistry:
         if not client.search_registered_models(f"name = '{self.name}'"):
             client.create_registered_model(self.name)
         experiment = experiment_of(client, self.experiment, self.uri, self.artifacts)
-        # A version without a run is looked up in the process's default tracker, whatever this client's is (MLflow 3.17).
+        # Of a version without a run MLflow 3.17 asks the process's default tracker, whatever this client's is.
         run = run_id or client.create_run(experiment, run_name="publish", tags=tags).info.run_id
         model = client.create_logged_model(experiment, self.name, source_run_id=run, tags=tags, model_type="pyfunc")
         status = "FAILED"

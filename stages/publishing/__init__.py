@@ -1,1 +1,1 @@
-"""Publishing: the bundle, its model card, whether it replaces the one in use, how MLflow serves it."""
+"""Publishing: whether a new model is better than the one in use, and what is handed out."""

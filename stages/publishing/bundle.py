@@ -1,7 +1,7 @@
 """What is published: the generator as plain files, its model card, how it is served, and a list of hashes.
 
-The layout is that of `stages.sampling.bundle`, so `Generator.load` takes the folder wherever it was copied to, and
-beside it lie:
+It is the folder `bundle` of the artifact. Its layout is that of `stages.sampling.bundle`, so `Generator.load` takes it
+wherever it was copied to, and there are:
 
     README.md       the model card
     samples.png     what the model drew, where the stage sample made a sheet
@@ -26,11 +26,12 @@ from stages.publishing.card import model_card
 from stages.publishing.serving import SERVING, serving_description
 from stages.sampling.bundle import BUNDLE, MAP_TOKENIZER, BundleDescription, Parts
 
+FOLDER = "bundle"
 SHEET, CARD = "samples.png", "README.md"
 
 
 def write_bundle(output: Output, inputs: Mapping[str, Artifact], decision: Mapping[str, Any]) -> None:
-    """Write the bundle into the artifact that is being made; every copied file is verified on the way.
+    """Write the bundle into the artifact that is being made, below `bundle/`; every copied file is verified on the way.
 
     `inputs` are those of the stage publish by name: shards, tokenizer, tokens, prior, samples, evaluation, and
     cond_tokenizer where the prior is told a map. `decision` is the content of decision.json. The model card and the
@@ -48,7 +49,7 @@ def write_bundle(output: Output, inputs: Mapping[str, Artifact], decision: Mappi
         bundle.copy(SHEET, inputs["samples"], "grid.png")
     card = model_card(inputs, parts, decision, bundle.hashes)
     bundle.add(CARD, card.encode(), content=False)
-    output.write(SUMS, sums_text(bundle.hashes).encode(), content=False)
+    output.write(f"{FOLDER}/{SUMS}", sums_text(bundle.hashes).encode(), content=False)
 
 
 def parts_of(inputs: Mapping[str, Artifact]) -> Parts:
@@ -57,7 +58,7 @@ def parts_of(inputs: Mapping[str, Artifact]) -> Parts:
     maps = inputs.get(MAP_TOKENIZER)
     told = BundleDescription.of(tokens.recipe["config"], inputs["shards"].recipe["config"])
     parts = Parts(str(prior.folder), tokenizer.folder, prior.folder, maps.folder if maps else None, tokens.folder, told)
-    expected = {"tokenizer": (parts.description.tokenizer, tokenizer)}
+    expected: dict[str, tuple[str, Artifact | None]] = {"tokenizer": (parts.description.tokenizer, tokenizer)}
     for segment in parts.description.condition:
         if segment.tokenizer:
             expected[MAP_TOKENIZER] = (segment.tokenizer, maps)
@@ -77,7 +78,7 @@ class _Bundle:
 
     def copy(self, name: str, source: Artifact, file: str) -> None:
         """Take a file of an artifact, whose manifest knows its hash."""
-        with source.held(file) as path, self.output.writing(name) as target:
+        with source.held(file) as path, self.output.writing(f"{FOLDER}/{name}") as target:
             shutil.copyfile(path, target)
         self.hashes[name] = next(entry.sha256 for entry in source.files if entry.path == file)
 
@@ -87,5 +88,5 @@ class _Bundle:
 
     def add(self, name: str, data: bytes, *, content: bool = True) -> None:
         """Write a file."""
-        self.output.write(name, data, content=content)
+        self.output.write(f"{FOLDER}/{name}", data, content=content)
         self.hashes[name] = hashlib.sha256(data).hexdigest()
