@@ -59,10 +59,9 @@ class ToCommand:
             try:
                 _, said = process.communicate(payload, timeout=seconds)
             except subprocess.TimeoutExpired:
-                raise Undelivered(f"it took longer than {seconds:.1f} s") from None
-            finally:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
+                raise Undelivered(f"it took longer than {seconds:.1f} s") from None
         if process.returncode != 0:
             lines = visible(said.decode(errors="replace")).strip().splitlines()
             complaint = f": {lines[-1][:SHOWN]}" if lines else ""
