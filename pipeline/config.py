@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from pipeline.errors import ConfigError, shown
 from pipeline.plain_yaml import LONGEST, read_yaml
@@ -198,7 +198,16 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         kinds = [str(section.model_fields[tag].default) for section in sections]
         return f"  {location}: which one? Set {location}.{tag} as well, to one of {', '.join(kinds)}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"  {location or 'config'}: {message}" + (f" (got {shown(item['input'])})" if location else "")
+    secret = any(_holds_a_secret(section, keys[-1]) for section in sections) if keys else False
+    return f"  {location or 'config'}: {message}" + (
+        f" (got {shown(item['input'])})" if location and not secret else ""
+    )
+
+
+def _holds_a_secret(section: type[BaseModel], key: str) -> bool:
+    """Whether a value must not be repeated, not even where it is wrong."""
+    annotation = section.model_fields[key].annotation if key in section.model_fields else None
+    return SecretStr in (annotation, *typing.get_args(annotation))
 
 
 def _follow(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[list[str], list[type[BaseModel]]]:

@@ -1,4 +1,4 @@
-"""The only file that imports mlflow: one parent run for a pipeline run, one child for each stage that runs.
+"""MLflow's tracking: one parent run for a pipeline run, one child for each stage that runs.
 
 Only the driver writes. A stage that is resumed goes on in its own run, and rows it already published are left out.
 A tracker that fails is announced and given up; it never takes the training with it.
@@ -91,6 +91,26 @@ def tracking_uri(uri: str | None, workdir: Folder) -> str:
     return uri if uri is not None else f"sqlite:///{kept_beside(workdir).url}/mlflow.db"
 
 
+def quiet_client(uri: str) -> MlflowClient:
+    """Return a client that sends no telemetry and says no more than warnings."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for chatty in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.pyfunc"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_of(client: MlflowClient, name: str, uri: str, artifacts: Folder) -> str:
+    """Return the id of the experiment of this name, made where there is none; `artifacts` is for an SQLite's files."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = artifacts.path.as_uri() if uri.startswith("sqlite") else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
 @dataclass
 class MlflowTracker:
     """Writes runs to MLflow."""
@@ -147,19 +167,8 @@ class MlflowTracker:
                 self._client.set_terminated(self._parent, status)
 
     def _connect(self) -> MlflowClient:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("DO_NOT_TRACK", "true")
-        for chatty in ("alembic", "mlflow.store", "mlflow.tracking"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=self.uri)
-        experiment = client.get_experiment_by_name(self.experiment)
-        if experiment is None:
-            location = (self.artifacts.path.as_uri()) if self.uri.startswith("sqlite") else None
-            self._experiment_id = client.create_experiment(self.experiment, artifact_location=location)
-        else:
-            self._experiment_id = experiment.experiment_id
+        client = quiet_client(self.uri)
+        self._experiment_id = experiment_of(client, self.experiment, self.uri, self.artifacts)
         return client
 
     def _log_inputs(self, run_id: str, inputs: Mapping[str, str]) -> None:

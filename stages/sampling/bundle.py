@@ -12,6 +12,7 @@ A bundle is a folder of plain files that needs nothing of the run it came from:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,11 @@ class BundleDescription(StrictModel):
     """What the prior is told, with the numbers that maps are computed with."""
     crop: Literal["center", "pad"] = "center"
     """How pictures that are no squares become squares, see `Preparation`."""
+
+    @classmethod
+    def of(cls, encoding: Mapping[str, Any], cutting: Mapping[str, Any]) -> BundleDescription:
+        """That of a run, by the configs of its stages encode and shard."""
+        return cls(condition=encoding.get("condition", ("class",)), crop=cutting.get("crop", "center"))
 
 
 @dataclass(frozen=True)
@@ -127,20 +133,22 @@ class Parts:
         except ValidationError as error:
             raise DataError(f"{self.beside}/{BOXES} numbers no boxes: {shown(str(error))}") from None
 
+    def files(self) -> Iterator[tuple[str, Folder, str]]:
+        """Yield (name in a bundle, where it lies, its name there) of all files but bundle.json."""
+        for name, home in ((TOKENIZER, self.tokenizer), (PRIOR, self.prior), (MAP_TOKENIZER, self.map_tokenizer)):
+            if home is not None:
+                yield from ((f"{name}/{file}", home, file) for file in (CONFIG, WEIGHTS))
+        if self.beside is not None:
+            yield from ((name, self.beside, name) for name in (CAPTIONS, BOXES) if self.beside.exists(name))
+
     def write(self, folder: str | Path) -> None:
         """Copy all parts into a new bundle, byte for byte. Raises ConfigError where something else lies there."""
         target = Folder.at(Path(folder).expanduser())
         if target.names() and not target.exists(BUNDLE):
             raise ConfigError(f"{target} is not empty and no bundle: name a new folder")
         target.remove(BUNDLE)
-        for name, home in ((TOKENIZER, self.tokenizer), (PRIOR, self.prior), (MAP_TOKENIZER, self.map_tokenizer)):
-            if home is not None:
-                for file in (CONFIG, WEIGHTS):
-                    target.write(f"{name}/{file}", home.read(file))
-        if self.captions is not None:
-            target.write(CAPTIONS, self.captions.encode())
-        if self.box_codes is not None:
-            target.write_json(BOXES, self.box_codes.model_dump(mode="json"))
+        for name, home, file in self.files():
+            target.write(name, home.read(file))
         target.write_json(BUNDLE, self.told.model_dump(mode="json"))
 
 
@@ -167,10 +175,7 @@ def _of_run(top: Folder, prior: Folder) -> Parts:
     recipe = tokens.read_json(MANIFEST)["recipe"]
     shards = _find(top / "shard", recipe["inputs"].get("shards"))
     cutting = shards.read_json(MANIFEST)["recipe"]["config"] if shards else {}
-    described = BundleDescription(
-        condition=recipe["config"].get("condition", ("class",)), crop=cutting.get("crop", "center")
-    )
-    return Parts(str(top), tokenizer, prior, maps, tokens, described)
+    return Parts(str(top), tokenizer, prior, maps, tokens, BundleDescription.of(recipe["config"], cutting))
 
 
 def _latest(stage: Folder) -> Folder | None:
