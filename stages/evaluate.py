@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.units import Worker
     from stages.data.shards import Shard
     from stages.metrics.measured import Measured
+    from stages.metrics.report.codes import CodeSheet
     from stages.metrics.report.told_and_drawn import ToldAndDrawn
 
 FEWEST = 3
@@ -70,6 +71,7 @@ def evaluate(
     from stages.data.shards import open_split
     from stages.metrics.listing import Listing
     from stages.metrics.measured import Measured
+    from stages.metrics.report.codes import code_sheet, codes_unit
     from stages.metrics.report.told_and_drawn import told_and_drawn
     from stages.metrics.told import Told
 
@@ -88,6 +90,8 @@ def evaluate(
     units += told.units(splits, {**seen, "batch_size": config.batch_size}, config.seed)
     seeing = {name: corpus[name] for name in ("image_size", "channels")} | {"batch_size": config.batch_size}
     units += told.window_units(splits, seeing, tokenizer.digest)
+    counts_K = listing.codes["train"] + listing.codes["val"]
+    units.append(codes_unit(counts_K, {**seeing, "tokenizer": tokenizer.digest}))
     worker = functools.partial(load_measurer, tokenizer.folder, prior.folder)
     records = output.map_units(worker, units, runtime, label="evaluate")
     arrays = [(record.name, unit_arrays(output, record)) for record in records]
@@ -96,7 +100,8 @@ def evaluate(
     inputs = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     rebuilt = [record for record in records if record.name.startswith("reconstruction-")]
     examples = told_and_drawn(samples, splits["sample"], tokens, maps, dataset["classes"])
-    return _write(config, splits, measured, obedience, examples, inputs, output, rebuilt)
+    sheet = code_sheet(dict(arrays)["codes-000000"]["tiles"], counts_K)
+    return _write(config, splits, measured, obedience, examples, inputs, output, rebuilt, sheet)
 
 
 def load_measurer(tokenizer_folder: Folder, prior_folder: Folder, device: str) -> Worker:
@@ -193,10 +198,12 @@ def _write(
     inputs: dict[str, Artifact],
     output: Output,
     reconstructions: Sequence[UnitRecord],
+    codes: CodeSheet,
 ) -> Metrics:
     """Judge, write both reports, and return the figures worth a line in the closing table."""
     from stages.metrics.judge import judge
-    from stages.metrics.report.page import HowMany, Shown, describe, render
+    from stages.metrics.report.lineage import LINEAGE, lineage_of
+    from stages.metrics.report.page import HowMany, Shown, describe, evaluation_page
     from stages.metrics.report.provenance import cost_of, total_cost
     from stages.metrics.selected import mark_selected, selection_of
 
@@ -212,10 +219,12 @@ def _write(
     costs = [cost_of(artifact) for artifact in inputs.values()]
     cost = {"stages": costs, "total": total_cost(costs)}
     output.write_json("cost.json", cost, content=False)  # differs between equal runs
+    lineage = lineage_of(inputs.values())
+    output.write_json(LINEAGE, lineage, content=False)
     pieces = [unit_arrays(output, record) for record in reconstructions]
     how_many = HowMany(config.shown_per_class, config.shown_reconstructions, config.shown_neighbours)
-    shown = Shown.collect(how_many, dataset["classes"], splits, judgement, pieces, examples)
-    page = render(report, cost, shown, measured, judgement, inputs, output.warnings)
+    shown = Shown.collect(how_many, dataset["classes"], splits, judgement, pieces, examples, codes)
+    page = evaluation_page(report, cost, lineage, shown, measured, judgement, inputs, output.warnings)
     output.write("report.html", page.encode(), content=False)
     lead = ("kid_samples", "kid_floor", "psnr", "codebook_used_corpus", "bits_per_token_held_out")
     return {name: report["figures"][name]["value"] for name in lead}
