@@ -16,7 +16,7 @@ from stages.data.shards import ShardReader
 if TYPE_CHECKING:
     from stages.data.shards import Shard
 
-LARGEST_PNG = 96  # pixels of side; above, WebP keeps the page small
+LARGEST_PNG = 64  # pixels of side; above, WebP keeps the page small
 LARGEST_SHOWN = 192
 """Pixels of side; larger pictures are shown smaller, 500 of them would be too much for a page."""
 MOST_SAMPLES = 400

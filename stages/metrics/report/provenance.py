@@ -41,4 +41,3 @@ def total_cost(costs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         for kind, seconds in (cost["device_seconds"] or {}).items():
             total["device_seconds"][kind] = total["device_seconds"].get(kind, 0.0) + seconds
     return total
-
