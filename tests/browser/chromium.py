@@ -86,9 +86,13 @@ class Browser:
         """The parameters of the events of these names."""
         return [event["params"] for event in self.events if event.get("method") in methods]
 
-    def open(self, path: Path, look: Look = Look()) -> None:  # noqa: B008  # a tuple
-        """Load a page, and wait until it and its pictures are there."""
+    def open(self, path: Path, look: Look = Look(), *, listen: bool = False) -> None:  # noqa: B008  # a tuple
+        """Load a page, and wait until it and its pictures are there.
+
+        To `listen` to what it asks for takes longer than loading it, as pictures in the page are told of as well.
+        """
         self._look(look)
+        self.call("Network.enable" if listen else "Network.disable")
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not self.named("Page.loadEventFired"):
@@ -116,10 +120,10 @@ class Browser:
         return base64.b64decode(answer["data"])
 
     def start(self) -> None:
-        """Open a page, and listen to what it loads and says."""
+        """Open a page, and listen to what it says."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def _look(self, look: Look) -> None:

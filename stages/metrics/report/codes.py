@@ -52,5 +52,5 @@ def code_sheet(tiles_KHWC: NDArray[np.uint8], counts_K: NDArray[np.int64]) -> Co
         tile = sheet[top : top + height, left : left + width]
         tile[:, :, :3] = tile_HWC if channels == 3 else tile_HWC[:, :, :1]
         tile[:, :, 3] = 255 if count else PALE
-    uri = data_uri(encode_image(Image.fromarray(sheet, "RGBA"), "png"))
+    uri = data_uri(encode_image(Image.fromarray(sheet), "png"))
     return CodeSheet(uri, num, len(counts_K) - num, int((frequent_K == 0).sum()))
