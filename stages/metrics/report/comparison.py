@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Side = Literal["challenger", "champion", ""]
 
 LEADING = (
-    *("kid_samples", "fid", "gfid", "is_", "precision_samples", "recall_samples", "kid_reconstructions", "rfid"),
+    *("kid_samples", "gfid", "is_", "precision_samples", "recall_samples", "kid_reconstructions", "rfid"),
     *("psnr", "bits_per_token_held_out", "codebook_used_corpus", "suspiciously_near", "obedience"),
 )
 """How names of figures begin that are compared in sight, in this order; the others lie folded below."""
@@ -25,7 +25,7 @@ NOT_OF_A_MODEL = ("_floor", "_chance", "_shuffled", "_possible", "held_out_copie
 """How names end of figures that say nothing of a version."""
 OF_THE_TOKENS = ("bits_per_token", "overfit_gap", "codebook")
 """How names begin of figures that can be compared only where both versions write with the same tokens."""
-CLASSES, SAMPLES_OF_EACH, RECONSTRUCTIONS = 12, 6, 12
+CLASSES, SAMPLES_OF_EACH, RECONSTRUCTIONS = 12, 5, 12
 """That are shown side by side, at most."""
 
 
@@ -95,7 +95,7 @@ def _compared(name: str, new: Mapping[str, Any], old: Mapping[str, Any], *, same
         elif old_high < new_low:
             better = "champion" if new["better"] == "lower" else "challenger"
     sides = ({**new, "is_share": share}, {**old, "is_share": share})
-    return Compared(full_name(name), *sides, _spans(new, old), better)
+    return Compared(full_name(name, new), *sides, _spans(new, old), better)
 
 
 def _spans(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[Span, Span] | None:

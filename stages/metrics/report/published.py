@@ -31,16 +31,16 @@ def published_page(
     """The page around a decision (the content of decision.json).
 
     `evaluation` and `incumbent` are the finished evaluations of the new version and of the one in use, on the same
-    held-out pictures; `samples` and `incumbent_samples` what they judged. `version` is the number of the new version
-    where it is known. `incumbent_lineage` is the content of lineage.json of the run that made the version in use;
-    without it, that of its evaluation stands in, which saw today's data.
+    held-out pictures (one without a report measured nothing); `samples` and `incumbent_samples` what they judged.
+    `version` is the number of the new version where it is known. `incumbent_lineage` is the content of lineage.json of
+    the run that made the version in use; without it, that of its evaluation stands in, which saw today's data.
     """
     report = evaluation.read_json(REPORT)
     before = decision["incumbent"]
     names = {"challenger": _version(version), "champion": _in_use(decision)}
     same_tokens = before is not None and before["tokenizer"] == report["inputs"]["tokenizer"]["digest"]
     figures = samples_rows = rebuilt = changes = None
-    if incumbent is not None:
+    if incumbent is not None and any(entry.path == REPORT for entry in incumbent.own_files):
         rules = [rule["metric"] for rule in decision["rules"]]
         figures = compare(report["figures"], incumbent.read_json(REPORT)["figures"], rules, same_tokens=same_tokens)
         rebuilt = [] if same_tokens else rebuilt_side_by_side(evaluation, incumbent)
@@ -52,7 +52,7 @@ def published_page(
     body = render(
         "published.html.j2",
         decision=decision,
-        rules=[{**rule, "name": full_name(rule["metric"]), **_cells(rule)} for rule in decision["rules"]],
+        rules=[{**rule, "name": _named(rule, report), **_cells(rule)} for rule in decision["rules"]],
         names=names,
         same_tokens=same_tokens,
         figures=figures,
@@ -80,25 +80,31 @@ def explained(decision: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     rules: Sequence[Rule] = decision["rules"]
     failed, in_use = [rule for rule in rules if not rule["passed"]], _in_use(decision)
     if failed:
-        which = "that rule" if len(failed) == 1 else f"{len(failed)} rules"
-        why = f"{_values(failed, in_use)}: {which} of {len(rules)} failed."
+        which = "the rule" if len(rules) == 1 else f"{len(failed)} of {len(rules)} rules"
+        why = f"{_values(failed, in_use, report)}: {which} failed."
     elif not in_use:
         why = "There was no version to compare it with."
     elif rules:
-        why = f"{_values(rules, in_use)}: {'the rule' if len(rules) == 1 else f'all {len(rules)} rules'} passed."
+        why = (
+            f"{_values(rules, in_use, report)}: {'the rule' if len(rules) == 1 else f'all {len(rules)} rules'} passed."
+        )
     else:
         why = "No rule was asked for."
     return f"{why} Judged on {report['dataset']['num_val']:,} held-out pictures."
 
 
-def _values(rules: Sequence[Rule], in_use: str) -> str:
+def _values(rules: Sequence[Rule], in_use: str, report: Mapping[str, Any]) -> str:
     """The first rules with what was measured, in words."""
     parts = []
     for rule in rules[:2]:
         new, old = (_amount(rule["metric"], rule[side]) for side in ("challenger", "champion"))
-        parts.append(f"{full_name(rule['metric'])} is {new}" + (f" against {old} of {in_use}" if in_use else ""))
+        parts.append(f"{_named(rule, report)} is {new}" + (f" against {old} of {in_use}" if in_use else ""))
     more = f", and {len(rules) - 2} more" if len(rules) > 2 else ""
     return "; ".join(parts) + more
+
+
+def _named(rule: Rule, report: Mapping[str, Any]) -> str:
+    return full_name(rule["metric"], report["figures"].get(rule["metric"], {}))
 
 
 def _amount(metric: str, measured: Mapping[str, Any] | None) -> str:
@@ -110,15 +116,21 @@ def _amount(metric: str, measured: Mapping[str, Any] | None) -> str:
 def _cells(rule: Rule) -> dict[str, Any]:
     """Both sides of a rule as figures of a table, and what was asked for in words."""
     share = rule["metric"].startswith(SHARES)
-    cells: dict[str, Any] = {"required": rule["direction"]}
+    cells: dict[str, Any] = {"required": _required(rule["direction"], rule["margin"], share=share)}
     for side in ("challenger", "champion"):
         measured = rule[side]
         cells[side] = measured and {"value": measured["value"], "is_share": share}
         if measured and measured.get("low") is not None:
             cells[side]["interval"] = (measured["low"], measured["high"])
-    if rule["margin"]:
-        cells["required"] += f", margin {percent(rule['margin']) if share else number(rule['margin'])}"
     return cells
+
+
+def _required(direction: str, margin: float, *, share: bool) -> str:
+    """What a rule asks for: a gain of more than its margin, which may be below nothing."""
+    printed = (percent if share else number)(abs(margin))
+    if margin < 0:
+        return f"less than {printed} {'higher' if direction == 'lower' else 'lower'}"
+    return f"{direction} by more than {printed}" if margin else direction
 
 
 def _version(version: int | None) -> str:

@@ -45,7 +45,7 @@ FIGURE_NAMES = {
     "held_out_copies": "Held-out copies",
 }
 ENDS = {"_held_out": "held-out", "_corpus": "whole corpus", "_train": "training"}
-ABBREVIATIONS = {"fid": "FID", "rfid": "rFID", "gfid": "gFID", "kid": "KID", "is": "IS"}
+ABBREVIATIONS = {"fid": "FID", "rfid": "rFID", "gfid": "gFID", "kid": "KID", "gkid": "gKID", "is": "IS"}
 OBEDIENCE = {
     "class": "Class",
     "caption": "Caption",
@@ -60,6 +60,8 @@ OBEDIENCE = {
 SHARES = (
     "precision",
     "recall",
+    "gprecision",
+    "grecall",
     "coverage",
     "codebook_used",
     "suspiciously_near",
@@ -103,7 +105,10 @@ def every_figure(figures: Figures) -> Iterator[tuple[str, list[dict[str, Any]]]]
     for computed_on, group in groupby(figures.items(), key=lambda item: item[1]["computed_on"]):
         yield (
             computed_on,
-            [{**figure, "name": figure_name(name), "is_share": name.startswith(SHARES)} for name, figure in group],
+            [
+                {**figure, "name": figure.get("title") or figure_name(name), "is_share": name.startswith(SHARES)}
+                for name, figure in group
+            ],
         )
 
 
@@ -134,8 +139,10 @@ def figure_name(name: str) -> str:
     return FIGURE_NAMES.get(name) or _spelled(name)
 
 
-def full_name(name: str) -> str:
-    """What a figure is called by itself, with what it was computed on."""
+def full_name(name: str, figure: Mapping[str, Any]) -> str:
+    """What a figure is called by itself, with what it was computed on; some bring their `title`."""
+    if "title" in figure:
+        return str(figure["title"])
     short = figure_name(name)
     kind, _, subject = name.partition("_")
     if kind in COMPARISONS and subject in SUBJECTS:

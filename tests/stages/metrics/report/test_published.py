@@ -46,8 +46,11 @@ def test_the_headline_says_what_happened_to_which_version() -> None:
 def test_the_explanation_names_the_rule_the_version_and_the_number_of_pictures() -> None:
     failed = explained(decision("challenger", champion=WORSE, kid=(1.2, 1.0)), report(BETTER))
     assert failed == (
-        "KID of samples is 1.20 against 1.00 of version 6: that rule of 1 failed. Judged on 1,040 held-out pictures."
+        "KID of samples is 1.20 against 1.00 of version 6: the rule failed. Judged on 1,040 held-out pictures."
     )
+    made = decision("challenger", champion=WORSE, kid=(1.2, 1.0))
+    several = {**made, "rules": [*made["rules"], {**made["rules"][0], "metric": "psnr", "passed": True}]}
+    assert "of version 6: 1 of 2 rules failed." in explained(several, report(BETTER))
     passed = explained(decision("champion", champion=WORSE), report(BETTER))
     assert passed.startswith("KID of samples is 0.500 against 1.00 of version 6: the rule passed.")
     assert explained(decision("champion", champion=None), report(BETTER)).startswith("There was no version to compare")
@@ -59,9 +62,25 @@ def test_a_rule_whose_figure_is_missing_is_unknown(tmp_path: Path) -> None:
     assert "✗ failed" in section(page(tmp_path, made=made), "decision")
 
 
-def test_margins_are_printed_like_the_figure(tmp_path: Path) -> None:
-    made = decision("champion", champion=WORSE, margin=-0.02)
-    assert "lower, margin \u22120.0200" in text(section(page(tmp_path, made=made), "decision"))
+@pytest.mark.parametrize(
+    ("direction", "margin", "words"),
+    [
+        ("lower", 0.02, "lower by more than 0.0200"),
+        ("lower", -0.02, "less than 0.0200 higher"),
+        ("higher", 0.0, "higher"),
+    ],
+)
+def test_what_a_rule_requires_is_said_in_words(tmp_path: Path, direction: str, margin: float, words: str) -> None:
+    made = decision("champion", champion=WORSE, direction=direction, margin=margin)
+    assert f" {words} ✓ passed" in text(section(page(tmp_path, made=made), "decision"))
+
+
+def test_an_evaluation_of_the_old_version_that_measured_nothing_is_said_to_be_none(tmp_path: Path) -> None:
+    evaluation, samples = finished(tmp_path / "new", BETTER)
+    made = decision("champion", champion=WORSE)
+    html = published_page(made, evaluation, samples, samples, None, 7)  # any artifact without a report
+    assert "version 6 was not measured on these held-out pictures" in section(html, "compared")
+    assert 'id="changes"' not in html
 
 
 def test_better_is_said_only_where_intervals_have_nothing_in_common(tmp_path: Path) -> None:
