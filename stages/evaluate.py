@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stages.metrics.listing import Listing
     from stages.metrics.measured import Measured
     from stages.metrics.planned import Planned
+    from stages.metrics.report.codes import CodeSheet
     from stages.metrics.report.told_and_drawn import ToldAndDrawn
     from stages.metrics.subject import Subject
     from stages.metrics.told import Told
@@ -108,6 +109,7 @@ def evaluate(
     from stages.metrics.listing import Listing
     from stages.metrics.measured import Measured
     from stages.metrics.planned import Planned, spread
+    from stages.metrics.report.codes import code_sheet, codes_unit
     from stages.metrics.report.told_and_drawn import told_and_drawn
     from stages.metrics.subject import Subject
     from stages.metrics.told import Told
@@ -124,6 +126,9 @@ def evaluate(
     planned = Planned(splits, judged.space, tokenizer.digest, config.feature_size, config.batch_size, rows)
     told = Told.read(splits, tokens, samples, maps, judged.space.kinds)
     units = _units(config, judged, planned, told, listing, inception)
+    counts_K = listing.codes["train"] + listing.codes["val"]
+    if judged.tokens:
+        units.append(codes_unit(counts_K, {**planned.seeing, "tokenizer": tokenizer.digest}))
     weights = find_inception(config.inception) if inception else None
     worker = functools.partial(load_measurer, tokenizer.folder, prior.folder, weights)
     records = output.map_units(worker, units, runtime, label="evaluate")
@@ -132,7 +137,8 @@ def evaluate(
     obedience = told.figures(measured, list(arrays.items()), judged.space.image_size, config.seed)
     judgement, by_class = _judge(config, judged, measured, obedience, arrays, records, inception, reference, output)
     examples = told_and_drawn(samples, splits["sample"], tokens, told.maps, judged.space.classes)
-    return _write(config, judged, splits, measured, judgement, by_class, examples, arrays, output)
+    sheet = code_sheet(arrays["codes-000000"]["tiles"], counts_K) if judged.tokens else None
+    return _write(config, judged, splits, measured, judgement, by_class, examples, sheet, arrays, output)
 
 
 def load_measurer(tokenizer_folder: Folder, prior_folder: Folder, inception: Path | None, device: str) -> Worker:
@@ -229,11 +235,13 @@ def _write(
     judgement: Judgement,
     by_class: Mapping[str, Any],
     examples: list[ToldAndDrawn],
+    codes: CodeSheet | None,
     arrays: Mapping[str, Mapping[str, Any]],
     output: Output,
 ) -> Metrics:
     """Write both reports, and return the figures worth a line in the closing table."""
-    from stages.metrics.report.page import HowMany, Shown, describe, render
+    from stages.metrics.report.lineage import LINEAGE, lineage_of
+    from stages.metrics.report.page import HowMany, Shown, describe, evaluation_page
     from stages.metrics.report.provenance import cost_of, total_cost
     from stages.metrics.selected import mark_selected, selection_of
 
@@ -250,10 +258,12 @@ def _write(
     costs = [cost_of(artifact) for artifact in inputs.values()]
     cost = {"stages": costs, "total": total_cost(costs)}
     output.write_json("cost.json", cost, content=False)  # differs between equal runs
+    lineage = lineage_of(inputs.values())
+    output.write_json(LINEAGE, lineage, content=False)
     pieces = [found for name, found in arrays.items() if name.startswith("reconstruction-")]
     how_many = HowMany(config.shown_per_class, config.shown_reconstructions, config.shown_neighbours)
-    shown = Shown.collect(how_many, judged.space.classes, splits, judgement, pieces, examples)
-    page = render(report, cost, shown, measured, judgement, inputs, output.warnings)
+    shown = Shown.collect(how_many, judged.space.classes, splits, judgement, pieces, examples, codes)
+    page = evaluation_page(report, cost, lineage, shown, measured, judgement, inputs, output.warnings)
     output.write("report.html", page.encode(), content=False)
     lead = ("kid_samples", "kid_floor", "gfid_train", "psnr", "codebook_used_corpus", "bits_per_token_held_out")
     return {name: report["figures"][name]["value"] for name in lead if name in report["figures"]}

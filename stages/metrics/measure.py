@@ -40,6 +40,9 @@ from stages.models.tokenizer import Tokenizer
 KEPT_RECONSTRUCTIONS = 24
 """Pictures of a unit whose reconstruction is kept to be shown, evenly spaced over the shard."""
 
+CODE_GRID = 5
+"""Rows and columns of equal tokens around one, so that its pixels are not those of an edge."""
+
 PERCEPTUAL_STAGES = (0, 1, 2, 3, 4)
 """Of the feature network, whose features tell how different a reconstruction looks: all it has."""
 
@@ -62,6 +65,7 @@ class Measurer:
             "reconstruction": self.reconstruction,
             "likelihood": self.likelihood,
             "chance": self.chance,
+            "codes": self.codes,
             "obedience": self.obedience,
             "possible": self.possible,
             "windows": self.windows,
@@ -143,6 +147,17 @@ class Measurer:
                 x_BCHW = self._tokenizer.decode(torch.from_numpy(codes_BHW).to(self.device))
             features.append(self._features(x_BCHW, unit))
         return {"features": _stack(features)}
+
+    def codes(self, unit: Unit) -> Arrays:
+        """What codes decode to: of a small grid of nothing else, the pixels of the token in its middle."""
+        factor, middle = self._tokenizer.config.factor, CODE_GRID // 2 * self._tokenizer.config.factor
+        tiles = []
+        for codes_B in _batches(np.array(unit.recipe["codes"]), unit.recipe["batch_size"]):
+            indices_BHW = torch.from_numpy(codes_B).to(self.device)[:, None, None].expand(-1, CODE_GRID, CODE_GRID)
+            with torch.inference_mode():
+                pictures_BHWC = to_uint8(self._tokenizer.decode(indices_BHW))
+            tiles.append(pictures_BHWC[:, middle : middle + factor, middle : middle + factor])
+        return {"tiles": np.concatenate(tiles)}
 
     def obedience(self, unit: Unit) -> Arrays:
         """How close the maps of samples come to those they were drawn from, and to those that others were."""

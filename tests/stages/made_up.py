@@ -52,6 +52,8 @@ class World(StrictModel):
     """Whether samples were drawn from the edges of held-out pictures, and show them."""
     selected: str = ""
     """Kind of the scorer that chose the samples; none where this is empty."""
+    tokenizer_seed: int = 0
+    """Of its weights, which no training ever touches."""
 
 
 def draw(rng: np.random.Generator, label: int, world: World, *, noise: float = 4.0) -> np.ndarray:
@@ -116,7 +118,7 @@ def shard(config: World, *, output: Output, runtime: BoundRuntime) -> Metrics:
 
 def tokenizer(config: World, *, shards: Artifact, output: Output, runtime: BoundRuntime) -> Metrics:
     """An untrained tokenizer, and the history of a training that never was."""
-    torch.manual_seed(0)
+    torch.manual_seed(config.tokenizer_seed)
     model = Tokenizer(TOKENIZER, image_size=config.size, channels=config.channels)
     with output.writing("model.safetensors") as weights, output.writing("config.json") as description:
         model.save(weights.parent)

@@ -153,7 +153,7 @@ def test_showing_more_measures_nothing_again(world: dict[str, Artifact], tmp_pat
     first = run(world, tmp_path)
     more = run(world, tmp_path, CONFIG.model_copy(update={"shown_per_class": 5}))
     assert first.notes["units_reused"] == 0
-    assert more.notes["units_reused"] == len(more.units) == 11
+    assert more.notes["units_reused"] == len(more.units) == 12
     assert more.read_json("report.json") == first.read_json("report.json")
 
 
@@ -175,6 +175,7 @@ def test_the_page_is_one_file_without_scripts_that_loads_nothing(report: Artifac
     page = Page()
     page.feed(html)
     assert page.loads and all(load.startswith(("data:image/", "#")) for load in page.loads)
+    assert "default-src 'none'" in html
     assert "script" not in page.tags and "link" not in page.tags
     assert "url(http" not in html and "@import" not in html
 

@@ -29,6 +29,11 @@ def draw_map(values_HW: NDArray[np.float64], unit: str, *, colour: str = "--seri
                 f'height="{CELL - 2}" rx="4" style="fill: {fill}"/>'
             )
             if max(height, width) <= LARGEST_LABELLED:
-                parts.append(f'<text x="{x + CELL / 2:g}" y="{y + CELL / 2:g}">{value:.1f}</text>')
+                parts.append(f'<text x="{x + CELL / 2:g}" y="{y + CELL / 2:g}">{_rounded(value)}</text>')
             parts.append("</g>")
     return "".join([*parts, "</svg>"])
+
+
+def _rounded(value: float) -> str:
+    """One digit after the point, a true minus, and no minus before nothing."""
+    return f"{round(value, 1) + 0.0:.1f}".replace("-", "\u2212")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,21 +12,26 @@ import numpy as np
 from stages.metrics.judge import FEATURES, Judgement
 from stages.metrics.measured import Measured
 from stages.metrics.report import tables, words
+from stages.metrics.report.codes import CodeSheet
 from stages.metrics.report.curves import PRIOR_CHARTS, TOKENIZER_CHARTS, draw_charts, draw_codebook, draw_nearness
 from stages.metrics.report.maps import draw_map
-from stages.metrics.report.numbers import duration, number, percent
-from stages.metrics.report.pictures import Pair, data_uri, nearest_pairs, reconstruction_pairs, samples_by_class
-from stages.metrics.report.provenance import DEVICE_NAMES, lineage_of
+from stages.metrics.report.pictures import (
+    Pair,
+    Samples,
+    data_uri,
+    nearest_pairs,
+    reconstruction_pairs,
+    samples_by_class,
+)
+from stages.metrics.report.rejects import Rejects
+from stages.metrics.report.rendering import page, render
 from stages.metrics.report.told_and_drawn import ToldAndDrawn
 
 if TYPE_CHECKING:
-    import jinja2
-
     from pipeline.artifacts import Artifact
     from stages.data.shards import Shard
 
 FORMAT = 2
-TEMPLATE = "page.html.j2"
 
 
 class HowMany(NamedTuple):
@@ -42,11 +46,12 @@ class HowMany(NamedTuple):
 class Shown:
     """The pictures of the page."""
 
-    samples: list[tuple[str, list[str]]]
+    samples: Samples
     reconstructions: list[Pair]
     neighbours: list[Pair]
     told: list[ToldAndDrawn]
     """Conditions beside their samples, where samples were drawn from more than classes."""
+    codes: CodeSheet | None = None
 
     @classmethod
     def collect(
@@ -57,6 +62,7 @@ class Shown:
         judgement: Judgement,
         reconstructions: Sequence[Mapping[str, Any]],
         told: list[ToldAndDrawn],
+        codes: CodeSheet | None = None,
     ) -> Shown:
         """Choose and read them."""
         neighbours = (judgement.neighbour_N, judgement.neighbour_distance_N)
@@ -65,6 +71,7 @@ class Shown:
             reconstructions=reconstruction_pairs(reconstructions, how_many.reconstructions),
             neighbours=nearest_pairs(splits["sample"], splits["train"], *neighbours, how_many.neighbours),
             told=told,
+            codes=codes,
         )
 
 
@@ -92,9 +99,10 @@ def describe(
     }
 
 
-def render(
+def evaluation_page(
     report: Mapping[str, Any],
     cost: Mapping[str, Any],
+    lineage: Mapping[str, Any],
     shown: Shown,
     measured: Measured,
     judgement: Judgement,
@@ -106,54 +114,38 @@ def render(
     warnings = [(artifact.stage, line) for artifact in inputs.values() for line in artifact.notes.get("warnings", ())]
     warnings += [("evaluate", line) for line in own_warnings]
     heads, compared = tables.comparisons(figures)
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            report=report,
-            figures=figures,
-            shown=shown,
-            distrust=words.distrust(figures, report["classes"], report["classes_left_out"], len(warnings))
-            + ([report["selection"]["caveat"]] if "selection" in report else []),
-            scale=tables.scale(figures),
-            compared={"heads": heads, "rows": compared},
-            copying=words.copying(figures),
-            obedience=tables.obedience(figures),
-            every_figure=list(tables.every_figure(figures)),
-            charts={
-                "tokenizer": draw_charts(TOKENIZER_CHARTS, _history(inputs["tokenizer"])),
-                "prior": draw_charts(PRIOR_CHARTS, _history(inputs["prior"])),
-            },
-            nearness=draw_nearness(*judgement.nearness.quantiles()),
-            maps=_maps(report["bits_per_position"]) if report["bits_per_position"] else [],
-            codebook=draw_codebook(measured.train_codes_K + measured.held_out_codes_K, measured.held_out_codes_K)
-            if measured.train_codes_K.any()
-            else None,
-            num_codes=len(measured.train_codes_K),
-            tokens_per_picture=int(np.prod(inputs["prior"].read_json("config.json")["grid"])),
-            contact_sheet=_contact_sheet(inputs["shards"]),
-            selection=report.get("selection"),
-            selected_grid=data_uri(inputs["samples"].local("grid.png").read_bytes()) if "selection" in report else None,
-            cost=cost,
-            lineage=[lineage_of(artifact) for artifact in inputs.values()],
-            warnings=warnings,
-        )
+    body = render(
+        "evaluation.html.j2",
+        report=report,
+        figures=figures,
+        shown=shown,
+        distrust=words.distrust(figures, report["classes"], report["classes_left_out"], len(warnings))
+        + ([report["selection"]["caveat"]] if "selection" in report else []),
+        scale=tables.scale(figures),
+        compared={"heads": heads, "rows": compared},
+        copying=words.copying(figures),
+        obedience=tables.obedience(figures),
+        every_figure=list(tables.every_figure(figures)),
+        charts={
+            "tokenizer": draw_charts(TOKENIZER_CHARTS, _history(inputs["tokenizer"])),
+            "prior": draw_charts(PRIOR_CHARTS, _history(inputs["prior"])),
+        },
+        nearness=draw_nearness(*judgement.nearness.quantiles()),
+        maps=_maps(report["bits_per_position"]) if report["bits_per_position"] else [],
+        codebook=draw_codebook(measured.train_codes_K + measured.held_out_codes_K, measured.held_out_codes_K)
+        if measured.train_codes_K.any()
+        else None,
+        num_codes=len(measured.train_codes_K),
+        tokens_per_picture=int(np.prod(inputs["prior"].read_json("config.json")["grid"])),
+        contact_sheet=_contact_sheet(inputs["shards"]),
+        rejects=Rejects.read(inputs["shards"], inputs["shards"].read_json("dataset.json")),
+        selection=report.get("selection"),
+        selected_grid=data_uri(inputs["samples"].local("grid.png").read_bytes()) if "selection" in report else None,
+        cost=cost,
+        lineage=lineage,
+        warnings=warnings,
     )
-
-
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": percent, "duration": duration}
-    environment.globals["device_names"] = DEVICE_NAMES
-    return environment
+    return page(report["verdict"], render("verdict.html.j2", report=report), body)
 
 
 def _bits_per_position(measured: Measured, grid: Sequence[int]) -> dict[str, Any]:

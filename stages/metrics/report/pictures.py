@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.data.images import decode_image, encode_image
 from stages.data.shards import ShardReader
@@ -15,7 +16,19 @@ from stages.data.shards import ShardReader
 if TYPE_CHECKING:
     from stages.data.shards import Shard
 
-LARGEST_PNG = 96  # pixels of side; above, WebP keeps the page small
+LARGEST_PNG = 64  # pixels of side; above, WebP keeps the page small
+LARGEST_SHOWN = 192
+"""Pixels of side; larger pictures are shown smaller, 500 of them would be too much for a page."""
+MOST_SAMPLES = 400
+"""On a page: of more classes than have room, some are shown."""
+
+
+class Samples(NamedTuple):
+    """The first samples of each class: (class, data URIs)."""
+
+    rows: list[tuple[str, list[str]]]
+    left_out: int
+    """Classes without room."""
 
 
 class Pair(NamedTuple):
@@ -32,14 +45,24 @@ def data_uri(data: bytes, kind: str = "png") -> str:
 
 
 def picture_uri(picture_HWC: NDArray[np.uint8]) -> str:
-    """A uint8 picture as a data URI."""
+    """A uint8 picture as a data URI, at most LARGEST_SHOWN pixels wide and high."""
+    if max(picture_HWC.shape[:2]) > LARGEST_SHOWN:
+        image = Image.fromarray(picture_HWC[:, :, 0] if picture_HWC.shape[2] == 1 else picture_HWC)
+        image.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN), Image.Resampling.LANCZOS)
+        return data_uri(encode_image(image, "webp"), "webp")
     kind = "png" if max(picture_HWC.shape[:2]) <= LARGEST_PNG else "webp"
     return data_uri(encode_image(picture_HWC, kind), kind)  # type: ignore[arg-type]
 
 
-def samples_by_class(shards: Sequence[Shard], classes: Sequence[str], per_class: int) -> list[tuple[str, list[str]]]:
-    """The first samples of each class: (class, data URIs). Without classes, one nameless row three times as long."""
-    rows: dict[int, list[str]] = {label: [] for label in range(len(classes))} or {-1: []}
+def samples_by_class(
+    shards: Sequence[Shard], classes: Sequence[str], per_class: int, *, most: int = MOST_SAMPLES
+) -> Samples:
+    """The first samples of each class, of evenly spaced classes where all would be more than `most` pictures.
+
+    Without classes, one nameless row three times as long.
+    """
+    labels = _spaced(len(classes), max(most // per_class, 1))
+    rows: dict[int, list[str]] = {label: [] for label in labels} or {-1: []}
     wanted = per_class if classes else 3 * per_class
     for shard in shards:
         reader = ShardReader(shard, few=True)
@@ -47,7 +70,14 @@ def samples_by_class(shards: Sequence[Shard], classes: Sequence[str], per_class:
             uris = rows.get(row["label"] if classes else -1)
             if uris is not None and len(uris) < wanted:
                 uris.append(_stored_uri(reader, index))
-    return [(classes[label] if classes else "", uris) for label, uris in rows.items() if uris]
+    named = [(classes[label] if classes else "", uris) for label, uris in rows.items() if uris]
+    return Samples(named, len(classes) - len(labels))
+
+
+def _spaced(available: int, wanted: int) -> list[int]:
+    """As many numbers below `available` as wanted, or all, evenly spaced."""
+    number = min(available, wanted)
+    return [place * available // number for place in range(number)]
 
 
 def reconstruction_pairs(units: Sequence[Mapping[str, NDArray[Any]]], count: int) -> list[Pair]:

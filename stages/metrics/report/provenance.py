@@ -1,12 +1,9 @@
-"""What the report says of the stages before it: what each cost, where and when it was made, from its manifest."""
+"""What the stages before the report cost, where and when each was made, from its manifest."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-
-from pipeline.config import flatten
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Artifact
@@ -44,14 +41,3 @@ def total_cost(costs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         for kind, seconds in (cost["device_seconds"] or {}).items():
             total["device_seconds"][kind] = total["device_seconds"].get(kind, 0.0) + seconds
     return total
-
-
-def lineage_of(artifact: Artifact) -> dict[str, Any]:
-    """Which code and configuration made an artifact."""
-    config = flatten(artifact.recipe["config"])
-    return {
-        "stage": artifact.stage,
-        "digest": artifact.digest,
-        "code": artifact.notes.get("code"),
-        "config": {key: json.dumps(value) for key, value in sorted(config.items())},
-    }

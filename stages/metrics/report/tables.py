@@ -44,6 +44,8 @@ FIGURE_NAMES = {
     "nearer_than_held_out": "Nearer than a held-out picture",
     "held_out_copies": "Held-out copies",
 }
+ENDS = {"_held_out": "held-out", "_corpus": "whole corpus", "_train": "training"}
+ABBREVIATIONS = {"fid": "FID", "rfid": "rFID", "gfid": "gFID", "kid": "KID", "gkid": "gKID", "is": "IS"}
 OBEDIENCE = {
     "class": "Class",
     "caption": "Caption",
@@ -58,9 +60,9 @@ OBEDIENCE = {
 SHARES = (
     "precision",
     "recall",
-    "coverage",
     "gprecision",
     "grecall",
+    "coverage",
     "codebook_used",
     "suspiciously_near",
     "nearer_than",
@@ -104,7 +106,7 @@ def every_figure(figures: Figures) -> Iterator[tuple[str, list[dict[str, Any]]]]
         yield (
             computed_on,
             [
-                {**figure, "name": figure.get("title") or _name(name), "is_share": name.startswith(SHARES)}
+                {**figure, "name": figure.get("title") or figure_name(name), "is_share": name.startswith(SHARES)}
                 for name, figure in group
             ],
         )
@@ -126,12 +128,33 @@ def obedience(figures: Figures) -> list[dict[str, Any]]:
     ]
 
 
-def _name(name: str) -> str:
+def figure_name(name: str) -> str:
+    """What a figure is called among others that were computed on the same."""
     kind, _, subject = name.partition("_")
     if kind == "obedience":
         told = subject.removesuffix("_shuffled").removesuffix("_possible")
-        return f"Obedience, {OBEDIENCE[told].lower()}"
-    return COMPARISONS[kind] if subject in SUBJECTS else FIGURE_NAMES[name]
+        return f"Obedience, {OBEDIENCE.get(told, told.replace('_', ' ')).lower()}"
+    if kind in COMPARISONS and subject in SUBJECTS:
+        return COMPARISONS[kind]
+    return FIGURE_NAMES.get(name) or _spelled(name)
+
+
+def full_name(name: str, figure: Mapping[str, Any]) -> str:
+    """What a figure is called by itself, with what it was computed on; some bring their `title`."""
+    if "title" in figure:
+        return str(figure["title"])
+    short = figure_name(name)
+    kind, _, subject = name.partition("_")
+    if kind in COMPARISONS and subject in SUBJECTS:
+        return f"{short} of {SUBJECTS[subject].lower()}"
+    of = next((words for end, words in ENDS.items() if name.endswith(end) and name in FIGURE_NAMES), "")
+    return f"{short}, {of}" if of else short
+
+
+def _spelled(name: str) -> str:
+    """A name without an entry of its own, its abbreviations as they are written."""
+    first, *rest = [ABBREVIATIONS.get(word, word) for word in name.split("_")]
+    return " ".join([first[0].upper() + first[1:] if first not in ABBREVIATIONS.values() else first, *rest])
 
 
 def class_table(

@@ -1,0 +1,1 @@
+"""Pages of the pipeline in a real browser: what they load, how fast they are, what they look like."""
