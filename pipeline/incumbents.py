@@ -158,7 +158,7 @@ def version_of(standing: Standing, runner: Runner, published: Artifact) -> Versi
         incumbent=standing.incumbent,
         verdict=decision["verdict"],
         reasons=tuple(decision["reasons"]),
-        figures=published.metrics,
+        figures={name: value for name, value in published.metrics.items() if not isinstance(value, str)},
         when=now(),
     )
 

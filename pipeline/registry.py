@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.artifacts import Artifact
 from pipeline.config import StrictModel
@@ -45,7 +45,7 @@ class Version(StrictModel):
     """Version that it was judged against."""
     verdict: Verdict
     reasons: tuple[str, ...]
-    figures: dict[str, float | int | str]
+    figures: dict[str, float | int]
     """The main ones."""
     when: str
 
@@ -71,7 +71,7 @@ class Registry(StrictModel):
     """Number of the version made last."""
     versions: tuple[Version, ...] = ()
     events: tuple[Event, ...] = ()
-    incumbents: dict[str, int | None] = {}
+    incumbents: dict[str, int | None] = Field(default_factory=dict)
     """Of each training (hash of its config and data): the version that was in use when it was first seen."""
 
     @model_validator(mode="after")

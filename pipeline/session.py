@@ -285,7 +285,7 @@ def _summary(runner: Runner, outcomes: Sequence[Outcome], verdict: str, seconds:
     if verdict:
         screen.line(f"verdict  {verdict}")
     for outcome in outcomes:
-        if outcome.artifact.folder.exists("report.html"):
+        if not outcome.stage.beside and outcome.artifact.folder.exists("report.html"):
             screen.line(f"report   {_shown_path(outcome.artifact.folder)}/report.html")
     if isinstance(runner.tracker, MlflowTracker):
         screen.line(f"tracker  mlflow ui --backend-store-uri {runner.tracker.uri}")

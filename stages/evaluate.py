@@ -99,6 +99,35 @@ def evaluate(
     return _write(config, splits, measured, obedience, examples, inputs, output, rebuilt)
 
 
+def evaluate_incumbent(
+    config: EvaluateConfig,
+    *,
+    shards: Artifact,
+    tokenizer: Artifact,
+    tokens: Artifact,
+    prior: Artifact,
+    samples: Artifact,
+    maps: Artifact | None = None,
+    output: Output,
+    runtime: BoundRuntime,
+) -> Metrics:
+    """Do as `evaluate` with a model of an earlier run: the same inputs, the same bytes.
+
+    One that was trained to say something else (other classes, say) than today's tokens mean cannot be judged by them:
+    then incomparable.json says why, in place of the reports.
+    """
+    from stages.models.vocabulary import TokenSpace
+
+    now, then = tokens.read_json("tokens.json"), prior.read_json("config.json")
+    differing = [name for name in TokenSpace.model_fields if now.get(name) != then.get(name)]
+    if differing:
+        reason = f"{', '.join(differing)} of its prior are not those of today's tokens"
+        output.write_json("incomparable.json", {"reason": reason})
+        return {"judged": "no"}
+    given = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
+    return evaluate(config, **given, maps=maps, output=output, runtime=runtime)
+
+
 def load_measurer(tokenizer_folder: Folder, prior_folder: Folder, device: str) -> Worker:
     """Return the worker that makes units of evaluation; it loads networks when it first needs them."""
     from stages.metrics.measure import Measurer
