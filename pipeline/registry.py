@@ -119,6 +119,11 @@ class Registry(StrictModel):
         return next((version for version in self.versions if version.fingerprint == fingerprint), None)
 
     @property
+    def in_use(self) -> Version | None:
+        """The champion."""
+        return self.version(self.champion) if self.champion is not None else None
+
+    @property
     def before_champion(self) -> int | None:
         """The version that the champion took the place of when it was promoted; None for a first one."""
         came = [event for event in self.events if event.what == "promoted" and event.version == self.champion]

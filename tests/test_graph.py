@@ -10,8 +10,8 @@ from pipeline.stage import Stage
 from run_pipeline import Config, build
 from tests.small import ROOT
 
-PLAIN = ["shard", "tokenizer", "encode", "prior", "sample", "evaluate"]
-SPATIAL = ["shard", "tokenizer", "maps", "cond_tokenizer", "encode", "prior", "sample", "evaluate"]
+PLAIN = ["shard", "tokenizer", "encode", "prior", "sample", "evaluate", "publish"]
+SPATIAL = ["shard", "tokenizer", "maps", "cond_tokenizer", "encode", "prior", "sample", "evaluate", "publish"]
 
 
 def stages(*overrides: str) -> dict[str, Stage]:
@@ -35,8 +35,8 @@ def test_a_spatial_condition_brings_maps_and_their_tokenizer(condition: str) -> 
 def test_a_tokenizer_of_maps_starts_from_weights_and_is_kept_as_that_of_pictures(tmp_path: Path) -> None:
     weights = f"cond_tokenizer.from_checkpoint={tmp_path}"
     graph = stages("condition=edges", weights, "cond_tokenizer.policy=keep")
-    assert set(graph["cond_tokenizer"].inputs) == {"shards", "checkpoint"} and graph["cond_tokenizer"].keep
-    assert set(graph["tokenizer"].inputs) == {"shards"} and not graph["tokenizer"].keep
+    assert set(graph["cond_tokenizer"].inputs) == {"shards", "checkpoint"} and graph["cond_tokenizer"].policy == "keep"
+    assert set(graph["tokenizer"].inputs) == {"shards"} and graph["tokenizer"].policy == "scratch"
     with pytest.raises(ConfigError, match=rf"cond_tokenizer.from_checkpoint: {tmp_path} holds no trained"):
         assert graph["cond_tokenizer"].inputs["checkpoint"].digest
 
