@@ -33,6 +33,9 @@ class Standing:
     asked: Mapping[str, str] = field(default_factory=dict)
     parent: int | None = None
     incumbent: int | None = None
+    again: Callable[[Runner], tuple[Runner, Standing]] = lambda runner: (runner, Standing())
+    """Place a runner once more, on the same listing of the sources: when the model is finished, it is known whether it
+    was judged before."""
 
     def remember(self, workdir: Workdir) -> Standing:
         """Write down the training's parent when it starts for the first time. The caller holds the lock."""
@@ -59,6 +62,7 @@ def place(runner: Runner, build: Build) -> tuple[Runner, Standing]:
         training=_hash({"stages": recipes, "data": data}),
         data=data,
         asked={stage.name: _asked_of(stage) for stage in taught if stage.policy},
+        again=lambda later: place(replace(later, stages=runner.stages, parent=None, asked={}, _finished={}), build),
     )
     if not registry.versions:
         return runner, standing
@@ -111,11 +115,11 @@ class _Graphs:
         registry, publishing = self.standing.registry, publishing_stage(runner.stages)
         assert publishing is not None
         same = _versions_of(runner, publishing, registry)
-        for number in dict.fromkeys(version.incumbent for version in reversed(same)):
-            incumbent = self._version(number)
-            if number is None or incumbent is not None:
+        for version in reversed(same):
+            incumbent = self._version(version.incumbent)
+            if version.incumbent is None or incumbent is not None:
                 judged = self.of(parent, incumbent, runner)
-                if judged.decide(_named(judged, publishing.name)).artifact is not None:
+                if judged.decide(_named(judged, publishing.name)).mark == version.fingerprint:
                     return judged, incumbent  # it was judged before, and its verdict stands
         in_use = next((version for version in same if version.number == registry.champion), None)
         number = in_use.incumbent if in_use is not None else registry.champion

@@ -199,7 +199,11 @@ def _run(
         runner.runtime = _runtime(options, config.cluster, home)
         try:
             runner.tracker.begin(options.name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), tags)
-            outcomes = runner.run(selected, force)
+            trained = [stage.name for stage in _chosen(runner, selected) if not (stage.beside or stage.publishes)]
+            outcomes = runner.run(trained, force)
+            runner, standing = standing.again(runner)
+            judged = [name for name in select(runner.stages, options.stages) if name not in trained]
+            outcomes += runner.run(judged, force)
             verdict = _verdict(runner, standing, selected)
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):

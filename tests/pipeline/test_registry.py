@@ -255,3 +255,16 @@ def test_a_parent_that_is_gone_is_announced_and_the_version_in_use_takes_its_pla
     assert (standing.parent, standing.incumbent) == (2, 2)
     run(options={"versions": True})
     assert "removed" in capsys.readouterr().out
+
+
+def test_lost_files_of_a_published_model_are_made_again_as_the_same_version(run, home):
+    run(policy="warm", train={"rate": 4.0})
+    run(policy="warm", train={"rate": 3.0})
+    before, second = (home / REGISTRY).read_bytes(), registry(home).version(2)
+    for stage, mark in (("train", second.artifacts["train"]), ("publish", second.fingerprint)):
+        folder = home / stage / mark[:12]
+        for path in folder.iterdir():
+            path.unlink()
+        run(policy="warm", train={"rate": 3.0})
+        assert (folder / "manifest.json").exists() and (home / REGISTRY).read_bytes() == before
+    assert model(home, 2) == 7.0
