@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.artifacts import Artifact, Source
+from pipeline.errors import StorageError
 from pipeline.registry import Published, Registry, Version, now
 from pipeline.runner import Runner
 from pipeline.stage import Stage
@@ -20,6 +21,10 @@ from pipeline.workdir import Workdir
 
 Build = Callable[[Published | None, Published | None], Sequence[Stage]]
 """Returns the graph for a parent and an incumbent."""
+
+
+TAKES_FROM_PARENT = ("keep", "finetune", "warm")
+"""Policies of stages that make use of the parent."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,18 @@ class Standing:
 
     def remember(self, workdir: Workdir) -> Standing:
         """Write down the training's parent when it starts for the first time. The caller holds the lock."""
-        if not self.training or self.registry.incumbents.get(self.training, 0) == self.parent:
+        if not self.training or self.training in self.registry.incumbents:
             return self
         registry = self.registry.remembering(self.training, self.parent)
         registry.write(workdir.folder)
         return replace(self, registry=registry)
 
 
-def place(runner: Runner, build: Build) -> tuple[Runner, Standing]:
+def place(runner: Runner, build: Build, *, trained: bool = False) -> tuple[Runner, Standing]:
     """Return a runner of the graph with its parent and incumbent, and where it stands. Writes nothing.
 
-    `runner` holds the graph of `build(None, None)`. Raises StorageError where the registry is damaged.
+    `runner` holds the graph of `build(None, None)`. Once the model is `trained` there must be something to judge it
+    against, if a version is in use. Raises StorageError where the registry is damaged, or that version is.
     """
     if publishing_stage(runner.stages) is None:
         return runner, Standing()
@@ -62,16 +68,17 @@ def place(runner: Runner, build: Build) -> tuple[Runner, Standing]:
         training=_hash({"stages": recipes, "data": data}),
         data=data,
         asked={stage.name: _asked_of(stage) for stage in taught if stage.policy},
-        again=lambda later: place(replace(later, stages=runner.stages, parent=None, asked={}, _finished={}), build),
+        again=lambda later: place(
+            replace(later, stages=runner.stages, parent=None, asked={}, _finished={}), build, trained=True
+        ),
     )
     if not registry.versions:
         return runner, standing
     graphs = _Graphs(runner, build, standing)
     parent = graphs.parent()
-    found, incumbent = graphs.judged(graphs.of(parent, None), parent)
-    return found, replace(
-        standing, parent=parent.number if parent else None, incumbent=incumbent.number if incumbent else None
-    )
+    found, incumbent = graphs.judged(graphs.of(parent, None), parent, trained=trained)
+    number = registry.incumbents.get(standing.training, registry.champion)
+    return found, replace(standing, parent=number, incumbent=incumbent.number if incumbent else None)
 
 
 def publishing_stage(stages: Sequence[Stage]) -> Stage | None:
@@ -86,6 +93,7 @@ class _Graphs:
     runner: Runner
     build: Build
     standing: Standing
+    _versions: dict[int, Published | None] = field(default_factory=dict)
 
     def of(self, parent: Published | None, incumbent: Published | None, known: Runner | None = None) -> Runner:
         """A runner of one of them. `known` has the same parent: what it decided on models is decided."""
@@ -100,6 +108,8 @@ class _Graphs:
     def parent(self) -> Published | None:
         """The champion as it was when this training was first seen; as it is, where that one is gone."""
         registry = self.standing.registry
+        if not any(stage.policy in TAKES_FROM_PARENT for stage in self.runner.stages):
+            return None
         number = registry.incumbents.get(self.standing.training, registry.champion)
         found = self._version(number)
         if number is not None and found is None:
@@ -110,7 +120,7 @@ class _Graphs:
             return self._version(registry.champion)
         return found
 
-    def judged(self, runner: Runner, parent: Published | None) -> tuple[Runner, Published | None]:
+    def judged(self, runner: Runner, parent: Published | None, *, trained: bool) -> tuple[Runner, Published | None]:
         """The graph with the version to be judged against."""
         registry, publishing = self.standing.registry, publishing_stage(runner.stages)
         assert publishing is not None
@@ -124,13 +134,19 @@ class _Graphs:
         in_use = next((version for version in same if version.number == registry.champion), None)
         number = in_use.incumbent if in_use is not None else registry.champion
         incumbent = self._version(number)
-        if number is not None and incumbent is None:
-            self.runner.announce(f"version {number} is no longer there: nothing is compared with it")
+        if number is not None and incumbent is None and trained:
+            raise StorageError(
+                f"version {number}, which the new model is to be judged against, is no longer whole: put another into "
+                "use with --rollback VERSION (--versions lists them) and run the same command again, which goes on here"
+            )
         return self.of(parent, incumbent, runner), incumbent
 
     def _version(self, number: int | None) -> Published | None:
-        registry = self.standing.registry
-        return Published.find(self.runner.workdir, registry.version(number)) if number is not None else None
+        if number is None:
+            return None
+        if number not in self._versions:
+            self._versions[number] = Published.find(self.runner.workdir, self.standing.registry.version(number))
+        return self._versions[number]
 
 
 def _versions_of(runner: Runner, publishing: Stage, registry: Registry) -> list[Version]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, DamagedManifest
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, StorageError, shown
 from pipeline.manifest import MANIFEST
@@ -174,10 +174,13 @@ class Published:
 
     @classmethod
     def find(cls, workdir: Workdir, version: Version) -> Published | None:
-        """Return a version with its artifacts, None where one is no longer there. Raises DamagedManifest."""
+        """Return a version with its artifacts, None where one is no longer there, or no longer what it was."""
         artifacts = {}
         for name, fingerprint in {**version.artifacts, version.stage: version.fingerprint}.items():
-            found = workdir.made(name, fingerprint)
+            try:
+                found = workdir.made(name, fingerprint)
+            except DamagedManifest:
+                found = None
             if found is None:
                 return None
             artifacts[name] = found

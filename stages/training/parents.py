@@ -25,8 +25,7 @@ def with_start(config: C, parent: Published | None) -> tuple[C, dict[str, Source
     """
     if config.from_checkpoint is not None:
         return config.alone(), dict(start_of(config.section, config.from_checkpoint))
-    start = parent.artifacts.get(config.section) if parent is not None else None
-    if parent is None or start is None or config.policy not in GOES_ON:
+    if parent is None or config.policy not in GOES_ON or config.section not in parent.artifacts:
         return config.alone(), {}
     beside = {"parent_tokens": parent.artifacts[ENCODE]} if config.section == "prior" else {}
-    return config.going_on(), {"checkpoint": start, **beside}
+    return config.going_on(), {"checkpoint": parent.artifacts[config.section], **beside}

@@ -245,16 +245,33 @@ def test_gc_leaves_the_champion_the_one_before_and_the_challenger_and_not_their_
     assert in_use(home) == (3, 5)
 
 
-def test_a_parent_that_is_gone_is_announced_and_the_version_in_use_takes_its_place(run, home, numbers, capsys):
+def test_a_parent_that_is_gone_is_announced_and_the_version_in_use_takes_its_place(run, home, capsys):
     run(policy="warm", train={"rate": 2.0})
-    run(1, policy="warm", train={"rate": 4.0, "fails": True})
+    run(1, policy="warm", train={"rate": 1.5, "fails": True})
     run(policy="warm", train={"rate": 3.0})
     shutil.rmtree(home / "train" / registry(home).version(1).artifacts["train"][:12])
     capsys.readouterr()
-    _, standing = placed(home, policy="warm", train={"rate": 4.0, "fails": True})
-    assert (standing.parent, standing.incumbent) == (2, 2)
+    run(1, policy="warm", train={"rate": 1.5, "fails": True})
+    assert "version 1, which this training started from, is no longer there" in capsys.readouterr().out
+    runner, standing = placed(home, policy="warm", train={"rate": 1.5, "fails": True})
+    assert runner.parent is not None and (runner.parent.number, standing.incumbent) == (2, 2)
     run(options={"versions": True})
     assert "removed" in capsys.readouterr().out
+
+
+def test_nothing_is_published_beside_a_version_in_use_that_is_no_longer_whole(run, home, capsys):
+    run(train={"rate": 2.0})
+    run(train={"rate": 3.0})
+    mark = registry(home).version(2).artifacts["train"][:12]
+    (home / "train" / mark / "manifest.json").write_text("{")
+    capsys.readouterr()
+    run(1, train={"rate": 4.0})
+    text = capsys.readouterr().out
+    assert "version 2, which the new model is to be judged against, is no longer whole" in text
+    assert "Traceback" not in text and in_use(home) == (2, 2)
+    run(options={"rollback": True})
+    run(train={"rate": 4.0})
+    assert in_use(home) == (3, 3) and registry(home).version(3).incumbent == 1
 
 
 def test_lost_files_of_a_published_model_are_made_again_as_the_same_version(run, home):
