@@ -10,7 +10,7 @@ import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -24,6 +24,9 @@ from pipeline.workdir import Workdir
 REGISTRY = "registry.json"
 
 Verdict = Literal["champion", "challenger"]
+Name = Annotated[str, Field(pattern=r"^[a-z_]+$")]
+Mark = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A fingerprint. Both become paths, so they can be nothing else."""
 
 
 class Version(StrictModel):
@@ -31,11 +34,11 @@ class Version(StrictModel):
 
     number: int
     """From 1, in the order of registration."""
-    stage: str
+    stage: Name
     """Name of the stage that published it."""
-    fingerprint: str
+    fingerprint: Mark
     """Of that stage's artifact."""
-    artifacts: dict[str, str]
+    artifacts: dict[Name, Mark]
     """Stage name -> fingerprint of what it is made of, from the data to the figures."""
     asked: dict[str, str]
     """Stage name -> hash of what the config asked of the stages that have a policy, whatever they started from."""

@@ -39,10 +39,11 @@ CONFIG: dict[str, Any] = {
     "shard": {"image_size": 32, "samples_per_shard": 64, "validation_fraction": 0.15, "max_reject_fraction": 0.05},
     "tokenizer": {
         "model": {"backbone": {"kind": "light", "channels": [16, 32, 32]}, "quantizer": {"num_codes": 128}},
-        "losses": {"discriminator": {"weight": 0.0}},
-        "optimizer": {"schedule_steps": 200},
-        "steps": 200,
-        "validate_every": 100,
+        "losses": {"perceptual_weight": 0.0, "discriminator": {"weight": 0.0}},
+        "optimizer": {"schedule_steps": 150},
+        "steps": 150,
+        "validate_every": 75,
+        "validation_pictures": 32,
         "policy": "keep",
     },
     "prior": {
@@ -55,7 +56,7 @@ CONFIG: dict[str, Any] = {
         "warm_steps": 80,
     },
     "sample": {"num_samples": 64, "samples_per_unit": 32, "batch_size": 32},
-    "evaluate": {"feature_size": 32, "train_pictures": 256, "chance_pictures": 32},
+    "evaluate": {"feature_size": 32, "train_pictures": 128, "chance_pictures": 16},
     # The tokenizer stays the same, so bits are comparable, and they scatter far less than distances of 64 samples.
     "publish": {"require": [{"metric": "bits_per_token_held_out", "direction": "lower"}]},
     "cluster": {"checkpoint_every": 10},

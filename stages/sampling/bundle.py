@@ -73,7 +73,7 @@ class Parts:
             raise ConfigError(f"there is no folder {top}: name a run's workdir or a bundle")
         champion = Registry.read(top).in_use
         if champion is not None:
-            used = top / PRIOR / champion.artifacts[PRIOR][:12]
+            used = top / PRIOR / champion.artifacts.get(PRIOR, "none")[:12]
             if not used.exists(MANIFEST):
                 raise ConfigError(
                     f"version {champion.number}, which is in use in {top}, was removed: put another into use with "
