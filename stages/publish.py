@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Metrics
@@ -101,8 +99,8 @@ def _write_bundle(
     )
     maps = cond_tokenizer.folder if cond_tokenizer is not None else None
     parts = Parts(str(prior.folder), tokenizer.folder, prior.folder, maps, tokens.folder, told)
-    with tempfile.TemporaryDirectory() as scratch:
+    with output.folder.scratch(BUNDLE) as scratch:
         parts.write(scratch)
-        for path in sorted(Path(scratch).rglob("*")):
+        for path in sorted(scratch.rglob("*")):
             if path.is_file():
                 output.write(f"{BUNDLE}/{path.relative_to(scratch).as_posix()}", path.read_bytes())

@@ -1,6 +1,6 @@
 """A week of scheduled retraining in minutes: seven days of emoji that arrive in parts, and what can go wrong.
 
-    python -m tests.week [--runtime local|ray] [--keep FOLDER]
+    python -m tests.week [--small] [--runtime local|ray] [--keep FOLDER]
 
 Each day is a `python run_pipeline.py` of its own, as a scheduler starts it, on a folder of pictures that grows: new
 ones, none, some that are corrupt, a bad learning rate, a driver that is killed half way, a rollback. Prints a table;
@@ -27,7 +27,7 @@ import yaml
 from pipeline.registry import Registry
 from pipeline.storage import Folder
 from stages.data.emoji import emoji_files, emoji_folder, emoji_pictures
-from tests.small import COMMAND, ROOT
+from tests.small import COMMAND, ROOT, SMALL
 
 ALL = {"shard", "tokenizer", "encode", "prior", "sample", "evaluate", "publish"}
 RETRAINED = {"shard", "encode", "prior", "sample", "evaluate", "incumbent", "publish"}
@@ -63,6 +63,19 @@ CONFIG: dict[str, Any] = {
 }
 
 
+TINY: dict[str, Any] = {
+    "shard": CONFIG["shard"] | {"samples_per_shard": 32},
+    "tokenizer": SMALL["tokenizer"]
+    | {"losses": {"perceptual_weight": 0.0, "discriminator": {"weight": 0.0}}, "policy": "keep"},
+    "prior": SMALL["prior"] | {"policy": "warm", "warm_steps": 20},
+    "sample": SMALL["sample"],
+    "evaluate": SMALL["evaluate"],
+    "publish": CONFIG["publish"],
+    "cluster": SMALL["cluster"],
+}
+"""The same with models that learn next to nothing, and a quarter of the pictures."""
+
+
 @dataclass
 class Day:
     """What happened on a day."""
@@ -82,6 +95,8 @@ class Week:
     home: Path
     runtime: str
     arriving: Iterator[Path]
+    share: float = 1.0
+    """Of the pictures that arrive."""
     days: list[Day] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -95,6 +110,7 @@ class Week:
 
     def arrive(self, count: int, corrupt: int = 0) -> None:
         """Copy the next emoji into the folder, each below its class; of the last ones only the first half."""
+        count = round(count * self.share)
         for number in range(count):
             path = next(self.arriving)
             target = self.home / "pictures" / path.parent.name / path.name
@@ -198,23 +214,23 @@ def live(week: Week) -> None:
     week.arrive(500)
     week.retrain("first pictures", ALL)
     week.arrive(120)
-    week.retrain("120 new pictures", RETRAINED)
+    week.retrain("new pictures", RETRAINED)
     week.retrain("nothing new", set())
-    week.arrive(100, corrupt=7)
-    week.retrain("93 new pictures, 7 corrupt", RETRAINED)
+    week.arrive(120, corrupt=5)
+    week.retrain("new pictures, 5 corrupt", RETRAINED)
     rejects = manifest(week.workdir, "shard")["metrics"]["rejects"]
-    week.demand(rejects == 7, f"{rejects} pictures were rejected, 7 are corrupt")
+    week.demand(rejects == 5, f"{rejects} pictures were rejected, 5 are corrupt")
     week.arrive(60)
     worse = ("prior.learning_rate=0.5", "prior.min_learning_rate=0.4")
-    week.retrain("60 new, bad learning rate", RETRAINED, *worse, verdict="challenger")
+    week.retrain("new, bad learning rate", RETRAINED, *worse, verdict="challenger")
     week.arrive(60)
-    week.retrain("60 new, killed half way", RETRAINED, kill="prior")
+    week.retrain("new, killed half way", RETRAINED, kill="prior")
     champion, before = week.registry.champion, week.registry.before_champion
     done = subprocess.run(week.command("--rollback"), cwd=ROOT, capture_output=True, text=True, check=False)
     print(f"    {done.stdout.strip()}")
     week.arrive(60)
     week.demand(week.registry.champion == before != champion, f"the rollback led to {week.registry.champion}")
-    week.retrain("rolled back, 60 new", RETRAINED)
+    week.retrain("rolled back, new pictures", RETRAINED)
     inherited = manifest(week.workdir, "prior")["recipe"]["inputs"]["checkpoint"]
     parent = week.registry.version(before or 0).artifacts["prior"]
     digest = json.loads((week.workdir / "prior" / parent[:12] / "manifest.json").read_text())["digest"]
@@ -224,18 +240,19 @@ def live(week: Week) -> None:
 def main() -> int:
     """Live a week, print it, say whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a quarter of the pictures, models that learn little")
     parser.add_argument("--runtime", choices=("local", "ray"), default="local")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder for pictures and results, to stay")
     options = parser.parse_args()
     home = options.keep or Path(tempfile.mkdtemp(prefix="smalti-week-"))
     home.mkdir(parents=True, exist_ok=True)
-    source = {"source": {"kind": "folder", "path": str(home / "pictures")}}
-    (home / "week.yaml").write_text(yaml.safe_dump({**CONFIG, "shard": {**CONFIG["shard"], **source}}))
+    config, source = TINY if options.small else CONFIG, {"source": {"kind": "folder", "path": str(home / "pictures")}}
+    (home / "week.yaml").write_text(yaml.safe_dump({**config, "shard": {**config["shard"], **source}}))
     started = time.monotonic()
     heads = f"{'day':3} {'what':28}{'stages run':66}{'reused':>10}  {'verdict':12}{'champion':>8}{'seconds':>9}"
     print(heads, flush=True)
     try:
-        week = Week(home, options.runtime, emoji_in_order())
+        week = Week(home, options.runtime, emoji_in_order(), 0.25 if options.small else 1.0)
         live(week)
     finally:
         if not options.keep:
