@@ -7,7 +7,7 @@ DEMO ?=
 # Two workers, a file of tests at a time.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all check chaos bench audit lock clean distclean
+.PHONY: demo test test-all check chaos week bench audit lock clean distclean
 
 demo: $(READY)  ## the whole pipeline on the packaged pictures
 	$(BIN)/python run_pipeline.py --stages all $(DEMO)
@@ -27,6 +27,9 @@ check: $(READY)  ## format, lint, types, import contracts, fast tests
 
 chaos: $(READY)  ## random faults against a small pipeline; make chaos MINUTES=15 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),0)
+
+week: $(READY)  ## seven scheduled retrainings on emoji that arrive in parts, and what can go wrong
+	$(BIN)/python -m tests.week
 
 bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
 	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

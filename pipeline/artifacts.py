@@ -46,6 +46,11 @@ class Source:
         """The files, sorted by path; taken once, before the run. Raises DataError where there is nothing to read."""
         return tuple(sorted(self.lister()))
 
+    def take_listing(self, other: Source) -> None:
+        """Use what another object of the same source listed: one run sees it as it was at one moment."""
+        if "listing" in vars(other):
+            vars(self)["listing"] = other.listing
+
     @cached_property
     def digest(self) -> str:
         """The hash of the listing."""

@@ -1,7 +1,9 @@
 """What nothing in use refers to any more: found, shown with sizes and reasons, removed once that is confirmed.
 
 In use is an artifact that a given config asks for or names by its path, the latest of any stage (with `keep` above 1
-the newest others too), one in whose folder lies a file KEEP, and whatever any of these was made from. Units stay with
+the newest others too), one in whose folder lies a file KEEP, what the versions in use consist of (the champion, the one
+before it, the challenger), and whatever any of these was made from, short of what an earlier run had made: a prior
+needs its tokens, but not the prior that it once started from. Units stay with
 the artifacts that are made of them, checkpoints and memories with those they served. While a stage of a given config
 is unfinished, all its units, checkpoints and memories stay: only its work knows which of them it will ask for.
 Logs stay up to the newest few. The tracker's runs, and whatever else lies in the workdir, are left alone.
@@ -21,7 +23,8 @@ from pipeline.errors import StorageError
 from pipeline.manifest import MANIFEST
 from pipeline.output import USED_BY
 from pipeline.progress import Screen
-from pipeline.runner import Runner
+from pipeline.registry import Registry
+from pipeline.runner import INHERITED, Runner
 from pipeline.storage import Folder
 from pipeline.units import RECORD, UnitStore
 from pipeline.workdir import ATTEMPT, LATEST, Workdir
@@ -98,10 +101,13 @@ def find_leftovers(workdir: Workdir, runners: Sequence[Runner], named: Iterable[
     contents = _Contents.of(workdir)
     finished = {place: contents.load(place) for place, files in contents.artifacts.items() if MANIFEST in files}
     decisions = [runner.decide(stage) for runner in runners for stage in runner.stages]
-    unfinished = {decision.stage.name for decision in decisions if decision.artifact is None}
+    unfinished = {decision.stage.home for decision in decisions if decision.artifact is None}
     used: set[Place] = {
-        (decision.stage.name, mark[:12]) for decision in decisions if (mark := decision.mark) is not None
+        (decision.stage.home, mark[:12]) for decision in decisions if (mark := decision.mark) is not None
     }
+    taken = [given for runner in runners for stage in runner.stages for given in stage.inputs.values()]
+    used |= {(given.stage, given.fingerprint[:12]) for given in taken if isinstance(given, Artifact)}
+    used |= _of_versions(Registry.read(workdir.folder))
     used |= {place for place, files in contents.artifacts.items() if KEEP in files}
     latest = _latest(contents)
     used |= latest | _newest(finished.keys() - latest, finished, keep - 1) | _named(workdir.folder, named)
@@ -147,6 +153,17 @@ def _latest(contents: _Contents) -> set[Place]:
     return {(stage, home.read_json(LATEST)["fingerprint"][:12]) for stage, home in homes.items() if home.exists(LATEST)}
 
 
+def _of_versions(registry: Registry) -> set[Place]:
+    """What the champion, the version before it and the challenger consist of."""
+    numbers = {registry.champion, registry.before_champion, registry.challenger} - {None}
+    versions = [version for version in registry.versions if version.number in numbers]
+    return {
+        (name, mark[:12])
+        for version in versions
+        for name, mark in (*version.artifacts.items(), (version.stage, version.fingerprint))
+    }
+
+
 def _newest(places: Iterable[Place], finished: Mapping[Place, Artifact], most: int) -> set[Place]:
     """At most so many of each stage's artifacts, those that were finished last."""
     of_stage: dict[str, list[Place]] = defaultdict(list)
@@ -178,11 +195,18 @@ def _with_inputs(finished: Mapping[Place, Artifact], used: set[Place]) -> set[Pl
     found, waiting = set(used), list(used)
     while waiting:
         place = waiting.pop()
-        for digest in finished[place].recipe["inputs"].values() if place in finished else ():
+        for digest in _made_from(finished[place]) if place in finished else ():
             new = by_digest[digest] - found
             found |= new
             waiting += new
     return found
+
+
+def _made_from(artifact: Artifact) -> list[str]:
+    """Digests of its inputs, but for those that an earlier run had made."""
+    return [
+        digest for name, digest in artifact.recipe["inputs"].items() if name not in artifact.notes.get(INHERITED, ())
+    ]
 
 
 def _artifacts(contents: _Contents, finished: Mapping[Place, Artifact], used: set[Place]) -> Iterator[Leftover]:

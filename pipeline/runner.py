@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.memory import keys_to_lower
 from pipeline.output import Output
 from pipeline.progress import Screen
 from pipeline.provenance import provenance
+from pipeline.registry import Published
 from pipeline.runtime import BoundRuntime, LocalRuntime, Runtime
 from pipeline.signals import StopRequest
 from pipeline.stage import Stage, fingerprint
@@ -26,6 +27,9 @@ from pipeline.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
+INHERITED = "inherited"
+"""Note of an artifact: those of its inputs that an earlier run had made, such as the weights it started from. Nobody
+needs them to use it."""
 SHOWN_FILES = (".png", ".html", "report.json")
 """Files of an artifact that the tracker keeps too: those that people open."""
 
@@ -102,6 +106,10 @@ class Runner:
     tracker: Tracker = field(default_factory=NullTracker)
     screen: Screen | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    parent: Published | None = None
+    """The version in use that stages of the policy `keep` take from."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What the config asks of each stage that has a policy, see `incumbents.asked_of`."""
     _finished: dict[str, Decision] = field(default_factory=dict)
 
     def decide(self, stage: Stage, force: bool = False) -> Decision:
@@ -110,7 +118,7 @@ class Runner:
             return self._finished[stage.name]
         digests: dict[str, str] = {}
         for name, given in stage.inputs.items():
-            if isinstance(given, Source):
+            if not isinstance(given, Stage):
                 digests[name] = given.digest
                 continue
             artifact = self.decide(given).artifact
@@ -132,7 +140,7 @@ class Runner:
             return Decision(stage, f"no longer whole: {damage}", None, recipe, damage)
         if artifact is not None:
             return Decision(stage, "finished, nothing changed", artifact, recipe)
-        if stage.keep and (kept := self._kept(stage, recipe)) is not None:
+        if stage.policy == "keep" and (kept := self._kept(stage, recipe)) is not None:
             return Decision(stage, "kept although its input changed: its policy is keep", kept, kept.recipe)
         started = self.workdir.read_attempt(stage, mark)["number"] > 0
         return Decision(stage, "goes on where it was left" if started else self._why(stage, recipe), None, recipe)
@@ -144,6 +152,10 @@ class Runner:
         except DamagedManifest as error:
             return None, str(error)
         return artifact, artifact.incomplete() if artifact is not None else ""
+
+    def decisions(self, names: Iterable[str]) -> dict[str, Decision]:
+        """Return what was decided so far of finished stages of these names."""
+        return {name: self._finished[name] for name in names if name in self._finished}
 
     def run(self, selected: Collection[str], force: Collection[str] = ()) -> list[Outcome]:
         """Run what must run of the selected stages, in the order of the graph."""
@@ -197,12 +209,14 @@ class Runner:
             folder=folder,
             store=self.workdir.store(stage),
             workdir=self.workdir.folder,
-            stage=stage.name,
+            stage=stage.home,
             fingerprint=mark,
             recipe=recipe,
             warner=self.announce,
             fresh=fresh,
         )
+        inherited = sorted(name for name, given in stage.inputs.items() if isinstance(given, Artifact))
+        output.notes |= {INHERITED: inherited} if inherited else {}
         reporter = StageReporter(self.screen, tracked, self.stop, output.warn)
         if self.screen is not None:
             self.screen.begin(stage.name)
@@ -240,8 +254,8 @@ class Runner:
     def _to_lower(self, stage: Stage, cluster: Mapping[str, Any]) -> str:
         return f"{keys_to_lower(stage.name, stage.config, cluster)}, then run the same command again"
 
-    def _input(self, given: Stage | Source) -> Artifact | Source:
-        if isinstance(given, Source):
+    def _input(self, given: Stage | Source | Artifact) -> Artifact | Source:
+        if not isinstance(given, Stage):
             return given
         artifact = self.decide(given).artifact
         assert artifact is not None, "require_inputs saw to it"
@@ -254,7 +268,11 @@ class Runner:
             self.screen.line(f"note: {message}", style="yellow")
 
     def _kept(self, stage: Stage, recipe: Mapping[str, Any]) -> Artifact | None:
-        """Return what the stage made last if it differs in nothing but what other stages fed it."""
+        """Return what stays in use: the version's if the same was asked for then, or else what the stage made last if
+        that differs in nothing but what other stages fed it."""
+        parent = self.parent
+        if parent is not None and parent.asked.get(stage.name, "") == self.asked.get(stage.name):
+            return parent.artifacts[stage.name]
         latest = self.workdir.latest(stage)
         fed = {name for name, given in stage.inputs.items() if isinstance(given, Stage)}
 

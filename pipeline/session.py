@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,24 +16,36 @@ import yaml
 
 from pipeline.config import ClusterConfig, TrackingConfig, strings_in
 from pipeline.errors import ConfigError, Interrupted, UserError
+from pipeline.incumbents import Standing, place, publishing_stage
+from pipeline.inspection import show_plan, show_status, show_verified, show_versions
 from pipeline.progress import Screen, duration, metrics_text
 from pipeline.provenance import code_revision
-from pipeline.redaction import RedactingFormatter, redacted, refuse_secrets
-from pipeline.runner import Decision, Outcome, Runner, verify
+from pipeline.publication import register, roll_back, verdict_line
+from pipeline.redaction import redacted, refuse_secrets
+from pipeline.registry import Published, Registry
+from pipeline.run_log import LOG_BYTES, LOG_PARTS, copied, open_log
+from pipeline.runner import Outcome, Runner
 from pipeline.runtime import LocalRuntime, Runtime
 from pipeline.signals import listening
 from pipeline.stage import Stage, select
-from pipeline.storage import Folder, explaining, retries
+from pipeline.storage import Folder, retries
 from pipeline.storage.beside import kept_beside
 from pipeline.tracking import MlflowTracker, NullTracker, Tracker, tracking_uri
 from pipeline.workdir import Workdir
 
 log = logging.getLogger(__name__)
 
-LOG_BYTES, LOG_PARTS = 8 * 2**20, 4
-"""A run's log, and that of each of Ray's processes, takes no more than so many files of so many bytes."""
-
 C = TypeVar("C", bound="SessionConfig")
+C_contra = TypeVar("C_contra", bound="SessionConfig", contravariant=True)
+
+
+class Build(Protocol[C_contra]):
+    """How the page writes out the graph of stages."""
+
+    def __call__(
+        self, config: C_contra, parent: Published | None = None, incumbent: Published | None = None
+    ) -> Sequence[Stage]:
+        """Return what a config describes, for the versions to start from and to be judged against."""
 
 
 class SessionConfig(Protocol):
@@ -71,12 +81,16 @@ class Options:
     gc: bool = False
     yes: bool = False
     keep: int = 1
+    versions: bool = False
+    rollback: bool = False
+    rollback_to: int | None = None
+    """The version to go back to; None: the one before the champion."""
 
 
 def run_session(
     options: Options,
     load: Callable[[], C],
-    build: Callable[[C], Sequence[Stage]],
+    build: Build[C],
     in_use: Sequence[Callable[[], C]] = (),
 ) -> int:
     """Do what was asked and return the exit code; a user's mistake ends in a message, never in a traceback.
@@ -93,23 +107,25 @@ def run_session(
         config = load()
         told = {key: value for key, value in config.model_dump(mode="json").items() if key != "tracking"}
         refuse_secrets({**told, "--workdir": options.workdir})
-        runner = Runner(build(config), Workdir(Folder.at(options.workdir)), screen=screen)
+        workdir = Workdir(Folder.at(options.workdir))
+        if _administered(options, screen, workdir, lambda: [config, *(other() for other in in_use)], build):
+            return 0
+        runner, standing = _placed(config, build, workdir, screen)
         selected = select(runner.stages, options.stages)
         force = [name for text in options.force for name in select(runner.stages, text)]
-        if options.gc:
-            _collect(options, runner, [config, *(other() for other in in_use)], build)
-            return 0
         if options.status or options.verify or options.dry_run:
-            _look(options, runner, selected, force)
+            _look(options, runner, standing.registry, selected, force)
             return 0
-        with runner.workdir.locked(runner.announce):
+        with workdir.locked(runner.announce):
+            if Registry.read(workdir.folder) != standing.registry:  # another run published meanwhile
+                runner, standing = _placed(config, build, workdir, screen)
             if any(runner.decide(stage, stage.name in force).artifact is None for stage in _chosen(runner, selected)):
-                runner.workdir.folder.sweep()
-                log_path = _open_log(runner.workdir.folder)
-                with _copied(log_path, runner.workdir.folder):
-                    _run(options, config, runner, selected, force)
+                workdir.folder.sweep()
+                log_path = open_log(workdir.folder)
+                with copied(log_path, workdir.folder):
+                    _run(options, config, runner, standing.remember(workdir), selected, force)
             else:
-                _summary(runner, runner.run(selected))
+                _summary(runner, runner.run(selected), _verdict(runner, standing, selected))
         return 0
     except UserError as error:
         log.error("%s", error)
@@ -129,8 +145,47 @@ def _chosen(runner: Runner, selected: Collection[str]) -> list[Stage]:
     return [stage for stage in runner.stages if stage.name in selected]
 
 
+def _placed(config: C, build: Build[C], workdir: Workdir, screen: Screen) -> tuple[Runner, Standing]:
+    runner = Runner(build(config), workdir, screen=screen)
+    return place(runner, lambda parent, incumbent: build(config, parent, incumbent))
+
+
+def _administered(
+    options: Options, screen: Screen, workdir: Workdir, configs: Callable[[], Sequence[C]], build: Build[C]
+) -> bool:
+    """Answer --versions, --rollback or --gc; return whether one of them was asked for."""
+    if not (options.versions or options.rollback or options.gc):
+        return False
+    if workdir.folder.is_local and not workdir.folder.path.is_dir():
+        raise ConfigError(f"there is no workdir {workdir.folder}: name one with --workdir")
+    if options.versions:
+        show_versions(screen, workdir)
+        return True
+    with workdir.locked():
+        if options.rollback:
+            _, told = roll_back(workdir, options.rollback_to)
+        else:
+            told = _collect(options, screen, workdir, configs(), build)
+    screen.line(told)
+    return True
+
+
+def _verdict(runner: Runner, standing: Standing, selected: Collection[str]) -> str:
+    """Register what was published, if the stage that does was selected, and say what was decided."""
+    publishing = publishing_stage(runner.stages)
+    if publishing is None or publishing.name not in selected:
+        return ""
+    after, version = register(runner, standing)
+    return verdict_line(standing.registry, after.registry, version) if version is not None else ""
+
+
 def _run(
-    options: Options, config: SessionConfig, runner: Runner, selected: Sequence[str], force: Sequence[str]
+    options: Options,
+    config: SessionConfig,
+    runner: Runner,
+    standing: Standing,
+    selected: Sequence[str],
+    force: Sequence[str],
 ) -> None:
     """Run what must run, with signals heard and the tracker told of the end, whatever it is."""
     for stage in _chosen(runner, selected):
@@ -144,7 +199,12 @@ def _run(
         runner.runtime = _runtime(options, config.cluster, home)
         try:
             runner.tracker.begin(options.name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), tags)
-            outcomes = runner.run(selected, force)
+            trained = [stage.name for stage in _chosen(runner, selected) if not (stage.beside or stage.publishes)]
+            outcomes = runner.run(trained, force)
+            runner, standing = standing.again(runner)
+            judged = [name for name in select(runner.stages, options.stages) if name not in trained]
+            outcomes += runner.run(judged, force)
+            verdict = _verdict(runner, standing, selected)
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
@@ -152,7 +212,7 @@ def _run(
         finally:
             runner.tracker.end(status)
             runner.runtime.close()
-    _summary(runner, outcomes, time.monotonic() - started)
+    _summary(runner, outcomes, verdict, time.monotonic() - started)
 
 
 def _runtime(options: Options, cluster: ClusterConfig, workdir: Folder) -> Runtime:
@@ -176,103 +236,38 @@ def _tracker(options: Options, config: TrackingConfig, runner: Runner) -> Tracke
     )
 
 
-def _open_log(home: Folder) -> Path:
-    """Send the logs of this run to a file of its own; a workdir behind a URL gets a copy when the run ends.
-
-    A long log goes on in a new file, and only its newest parts stay; --gc removes those of old runs.
-    """
-    folder = kept_beside(home).path / "logs"
-    path = folder / time.strftime("run-%Y%m%d-%H%M%S.log")
-    with explaining(str(path)):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_PARTS - 1)
-    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[file], level=logging.WARNING, force=True)
-    for room in ("pipeline", "stages"):
-        logging.getLogger(room).setLevel(logging.INFO)
-    logging.captureWarnings(capture=True)
-    logging.raiseExceptions = False  # a log that cannot be written must not bury the message of why
-    return path
-
-
-@contextlib.contextmanager
-def _copied(log_path: Path, home: Folder) -> Iterator[None]:
-    """After the block, however it ended, copy the log into a workdir behind a URL if that answers."""
-    try:
-        yield
-    finally:
-        if not home.is_local:
-            with contextlib.suppress(UserError, OSError), retries.patience_of(10):
-                home.write(f"logs/{log_path.name}", log_path.read_bytes())
-
-
-def _look(options: Options, runner: Runner, selected: Sequence[str], force: Sequence[str]) -> None:
-    """Answer --verify, --status or --dry-run; nothing runs and nothing is written."""
+def _look(options: Options, runner: Runner, registry: Registry, selected: Sequence[str], force: Sequence[str]) -> None:
+    """Answer --verify, --status or --dry-run."""
     screen = runner.screen
     assert screen is not None
     chosen = _chosen(runner, selected)
     if options.verify:
-        decisions = [runner.decide(stage) for stage in chosen]
-        artifacts = [decision.artifact for decision in decisions if decision.artifact is not None]
-        verify(artifacts, [decision.damage for decision in decisions if decision.damage])
-        files = [entry for artifact in artifacts for entry in artifact.files]
-        screen.line(
-            f"{len(artifacts)} finished artifacts, {len(files)} files, "
-            f"{sum(entry.bytes for entry in files) / 1e6:.1f} MB: all as they were written"
-        )
-        return
-    rows: list[tuple[str, ...]] = []
-    running: set[str] = set()
-    for stage in chosen:
-        decision = runner.decide(stage, stage.name in force)
-        feeding = [given.name for given in stage.inputs.values() if isinstance(given, Stage) and given.name in running]
-        if options.status:
-            rows.append(_status_row(stage, decision))
-        elif decision.artifact is not None and feeding:
-            rows.append((stage.name, "perhaps", f"runs if the result of {', '.join(feeding)} changes"))
-            running.add(stage.name)
-        elif decision.artifact is not None:
-            rows.append((stage.name, "skip", decision.reason))
-        else:
-            rows.append((stage.name, "run", decision.reason))
-            running.add(stage.name)
-    if options.status:
-        screen.table(f"{runner.workdir.folder}", ("stage", "state", "metrics", "where"), rows)
+        show_verified(screen, runner, chosen)
+    elif options.status:
+        show_status(screen, runner, chosen, registry)
     else:
-        screen.table("what would happen", ("stage", "action", "why"), rows)
+        show_plan(screen, runner, chosen, force)
 
 
-def _collect(options: Options, runner: Runner, configs: Sequence[C], build: Callable[[C], Sequence[Stage]]) -> None:
-    """Answer --gc: show what nothing in use refers to, and remove it where --yes says so."""
+def _collect(options: Options, screen: Screen, workdir: Workdir, configs: Sequence[C], build: Build[C]) -> str:
+    """Answer --gc: show what nothing in use refers to, and remove it where --yes says so; say what was done."""
     from pipeline.gc import find_leftovers, remove, show
 
-    workdir, screen = runner.workdir, runner.screen
-    assert screen is not None
-    if workdir.folder.is_local and not workdir.folder.path.is_dir():
-        raise ConfigError(f"there is no workdir {workdir.folder}: name one with --workdir")
-    with workdir.locked():
-        runners = [runner, *(Runner(build(config), workdir) for config in configs[1:])]
-        named = [text for config in configs for text in strings_in(config.model_dump(mode="json"))]
-        leftovers = find_leftovers(workdir, runners, named, options.keep)
-        total = f"{len(leftovers)} things, {sum(leftover.bytes for leftover in leftovers) / 1e6:,.1f} MB"
-        if not leftovers:
-            screen.line("everything here is in use: nothing to remove")
-            return
-        show(screen, leftovers)
-        if options.yes:
-            remove(workdir, leftovers)
-            workdir.folder.sweep()
-    screen.line(f"{total}: {'removed' if options.yes else 'nothing was removed; the same command with --yes does'}")
+    runners = [_placed(config, build, workdir, screen)[0] for config in configs]
+    named = [text for config in configs for text in strings_in(config.model_dump(mode="json"))]
+    leftovers = find_leftovers(workdir, runners, named, options.keep)
+    if not leftovers:
+        return "everything here is in use: nothing to remove"
+    show(screen, leftovers)
+    total = f"{len(leftovers)} things, {sum(leftover.bytes for leftover in leftovers) / 1e6:,.1f} MB"
+    if not options.yes:
+        return f"{total}: nothing was removed; the same command with --yes does"
+    remove(workdir, leftovers)
+    workdir.folder.sweep()
+    return f"{total}: removed"
 
 
-def _status_row(stage: Stage, decision: Decision) -> tuple[str, str, str, str]:
-    artifact = decision.artifact
-    if artifact is None:
-        return stage.name, decision.reason, "", ""
-    return stage.name, f"finished {artifact.notes['finished']}", metrics_text(artifact.metrics), str(artifact.folder)
-
-
-def _summary(runner: Runner, outcomes: Sequence[Outcome], seconds: float | None = None) -> None:
+def _summary(runner: Runner, outcomes: Sequence[Outcome], verdict: str, seconds: float | None = None) -> None:
     """Print the closing table and how to open what was made."""
     screen = runner.screen
     assert screen is not None
@@ -291,8 +286,10 @@ def _summary(runner: Runner, outcomes: Sequence[Outcome], seconds: float | None 
         )
     title = f"done in {duration(seconds)}" if seconds is not None else "nothing to do: all finished, nothing changed"
     screen.table(title, ("stage", "", "time", "", "where"), rows)
+    if verdict:
+        screen.line(f"verdict  {verdict}")
     for outcome in outcomes:
-        if outcome.artifact.folder.exists("report.html"):
+        if not outcome.stage.beside and outcome.artifact.folder.exists("report.html"):
             screen.line(f"report   {_shown_path(outcome.artifact.folder)}/report.html")
     if isinstance(runner.tracker, MlflowTracker):
         screen.line(f"tracker  mlflow ui --backend-store-uri {runner.tracker.uri}")

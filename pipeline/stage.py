@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.artifacts import Metrics, Source
+from pipeline.artifacts import Artifact, Metrics, Source
 from pipeline.errors import ConfigError
 from pipeline.manifest import FORMAT_VERSION
 from pipeline.storage import canonical_json
@@ -26,12 +26,19 @@ class Stage:
     """`work(config, *, <inputs>, output, runtime) -> metrics`."""
     config: BaseModel
     """Only what changes the result."""
-    inputs: Mapping[str, Stage | Source]
-    """Names match the keyword parameters of `work`; one with a default may be absent."""
+    inputs: Mapping[str, Stage | Source | Artifact]
+    """Names match the keyword parameters of `work`; one with a default may be absent. An artifact is taken as it is:
+    it was made by an earlier run, and its content counts."""
     version: int = 1
     """Bumped by hand when the work changes its meaning."""
-    keep: bool = False
-    """Whether what it made last stays in use when nothing changed but what other stages feed it."""
+    policy: str = ""
+    """Of a stage that may make use of the version in use, how it does; no part of the fingerprint. `keep`: what that
+    version has, or else what the stage made last, stays while nothing changed but what other stages feed it."""
+    publishes: tuple[str, ...] = ()
+    """Of the stage whose artifact is a version of the model: those of its inputs that are this model."""
+    beside: str = ""
+    """Name of another stage that does the same work: what both make lies in one place, so that neither does again what
+    the other has done. Empty: it has a place of its own."""
 
     def __post_init__(self) -> None:
         parameters = dict(inspect.signature(self.work).parameters)
@@ -41,11 +48,16 @@ class Stage:
         assert set(self.inputs) <= set(wanted), f"{self.name}: work takes no input {set(self.inputs) - set(wanted)}"
         assert required <= set(self.inputs), f"{self.name}: inputs {required - set(self.inputs)} are missing"
 
+    @property
+    def home(self) -> str:
+        """The name below which its artifacts, units and checkpoints lie."""
+        return self.beside or self.name
+
     def recipe(self, input_digests: Mapping[str, str]) -> dict[str, Any]:
         """Return all that decides the result; its hash is the fingerprint."""
         return {
             "format": FORMAT_VERSION,
-            "stage": self.name,
+            "stage": self.home,
             "version": self.version,
             "config": self.config.model_dump(mode="json"),
             "inputs": dict(input_digests),

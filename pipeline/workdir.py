@@ -33,11 +33,11 @@ class Workdir:
 
     def store(self, stage: Stage) -> UnitStore:
         """Return the store of a stage's units."""
-        return UnitStore(self.folder / "units" / stage.name, stage.name, stage.version)
+        return UnitStore(self.folder / "units" / stage.home, stage.home, stage.version)
 
     def artifact_folder(self, stage: Stage, fingerprint: str) -> Folder:
         """Return where the artifact of this fingerprint lies or will lie."""
-        return self.folder / stage.name / fingerprint[:12]
+        return self.folder / stage.home / fingerprint[:12]
 
     def find(self, stage: Stage, fingerprint: str) -> Artifact | None:
         """Return the finished artifact of this fingerprint, if there is one. Raises DamagedManifest."""
@@ -46,7 +46,7 @@ class Workdir:
 
     def latest(self, stage: Stage) -> Artifact | None:
         """Return the artifact that the stage finished last or was last asked for; None where that is damaged."""
-        mark = _latest_mark(self.folder / stage.name)
+        mark = None if stage.beside else _latest_mark(self.folder / stage.name)
         try:
             return self.find(stage, mark) if mark else None
         except DamagedManifest:
@@ -55,18 +55,23 @@ class Workdir:
     def made_last(self, name: str) -> Artifact | None:
         """Return what the stage of this name made last, to be read: for commands that know no graph."""
         folder = self.folder / name
-        if not folder.exists(LATEST):
-            return None
-        mark = _latest_mark(folder)
-        if mark is None:
-            return None
-        home = folder / mark[:12]
+        mark = _latest_mark(folder) if folder.exists(LATEST) else None
+        return self.made(name, mark) if mark is not None else None
+
+    def made(self, name: str, fingerprint: str) -> Artifact | None:
+        """Return a finished artifact of the stage of this name, to be read. Raises DamagedManifest."""
+        home = self.folder / name / fingerprint[:12]
         # Finished units are found by their keys; the version only decides keys of new ones.
         store = UnitStore(self.folder / "units" / name, name, 0)
         return Artifact.load(home, store) if home.exists(MANIFEST) else None
 
     def point_latest(self, stage: Stage, fingerprint: str) -> None:
-        """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there."""
+        """Remember which artifact is the current one; on a disk `STAGE/latest` leads people there.
+
+        Of a place that two stages share, only the stage that gave it its name says what is current.
+        """
+        if stage.beside:
+            return
         home = self.folder / stage.name
         led = not home.is_local or _leads(home.path / "latest", fingerprint[:12])
         if led and _latest_mark(home) == fingerprint:

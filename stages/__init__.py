@@ -7,8 +7,10 @@
         |  encode     pictures, conditions to codes -> one Parquet table of tokens a shard
         |  prior      GPT or other, on the tokens   -> the generator's second half
         |  sample     draw tokens, decode           -> pictures in the shard format, grids
-        v  evaluate   judge all of it               -> report.json, report.html
+        |  evaluate   judge all of it               -> report.json, report.html
+        v  publish    against the version in use    -> decision.json, a bundle to hand out
 
 Each stage module holds its config and a short work function, which imports its loop when called: `encoding/`,
-`training/`, `sampling/` and `metrics/` do the work, `models/` and `data/` know nothing of ranks, devices or stages.
+`training/`, `sampling/`, `metrics/` and `publishing/` do the work, `models/` and `data/` know nothing of ranks, devices
+or stages.
 """

@@ -66,18 +66,20 @@ def encode(
     tokenizer: Artifact,
     maps: Artifact | None = None,
     cond_tokenizer: Artifact | None = None,
+    vocabulary: Artifact | None = None,
     output: Output,
     runtime: BoundRuntime,
 ) -> Metrics:
     """Encode every shard as a unit of its own: a grown corpus costs only its new shards.
 
-    With captions it costs all tables, for byte pairs are learnt anew. A spatial condition needs `maps` and the
+    With captions it costs all tables, for byte pairs are learnt anew, unless `vocabulary` are earlier tokens whose byte
+    pairs are to be used. A spatial condition needs `maps` and the
     tokenizer that learnt them.
     """
     from stages.models.vocabulary import TokenCorpus, TokenSpace
 
     dataset = shards.read_json("dataset.json")
-    captions = _learn_captions(config, shards, output)
+    captions = _known_captions(config, vocabulary, output) or _learn_captions(config, shards, output)
     box_codes = _number_boxes(config, shards, output)
     map_space = _picture_space(cond_tokenizer, maps.read_json("dataset.json")) if cond_tokenizer and maps else None
     described = _picture_space(tokenizer, dataset)
@@ -124,6 +126,19 @@ def load_encoder(
         Captions(captions) if captions else None,
         box_codes,
     )
+
+
+def _known_captions(config: EncodeWork, vocabulary: Artifact | None, output: Output) -> str | None:
+    """Take over the byte pairs of earlier tokens, and write them, where they are of the configured number."""
+    condition = next((it for it in config.condition if it.kind == "caption"), None)
+    if condition is None or vocabulary is None:
+        return None
+    if condition.model_dump(mode="json") not in vocabulary.recipe["config"]["condition"]:
+        return None
+    with vocabulary.held(CAPTIONS) as path:
+        text = path.read_text()
+    output.write(CAPTIONS, text.encode())
+    return text
 
 
 def _learn_captions(config: EncodeWork, shards: Artifact, output: Output) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pipeline.artifacts import Artifact, Metrics, Source
+from pipeline.errors import ConfigError
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from stages.training.tokenizer_config import MapTokenizerConfig, TokenizerConfig
@@ -20,11 +21,12 @@ def train_tokenizer(
     shards: Artifact,
     output: Output,
     runtime: BoundRuntime,
-    checkpoint: Source | None = None,
+    checkpoint: Source | Artifact | None = None,
 ) -> Metrics:
     """Trains to `config.steps`, going on from the last checkpoint of a run that differs in nothing else.
 
-    `checkpoint` are the files of `config.from_checkpoint`, which training starts from.
+    `checkpoint` are the files of `config.from_checkpoint`, which training starts from, or a parent's tokenizer to be
+    fine-tuned.
 
     Leaves `model.safetensors` and `config.json` (the tokenizer), `training.*` (the whole state, for fine-tuning),
     `history.jsonl` and `reconstructions.png`.
@@ -38,9 +40,13 @@ def train_tokenizer(
     from stages.training.tokenizer_data import check_data
 
     check_data(config, shards)
+    if isinstance(checkpoint, Artifact):
+        config = _finetuning(config, checkpoint, shards, output)
+    elif checkpoint is None and config.policy == "finetune":
+        output.warn(f"{config.section}.policy is finetune, but no version is in use yet: it is trained from scratch")
     for doubt in doubts(config):
         output.warn(doubt)
-    if checkpoint is not None and config.from_checkpoint is not None:
+    if isinstance(checkpoint, Source) and config.from_checkpoint is not None:
         refuse_own_result(config.section, config.from_checkpoint, output.workdir)
         start, remarks = load_tokenizer_start(config, shards.read_json("dataset.json"))
         for remark in remarks:
@@ -57,6 +63,24 @@ def train_tokenizer(
     output.notes.update(trained["notes"])
     metrics: Metrics = trained["metrics"]
     return metrics
+
+
+def _finetuning(config: TokenizerConfig, parent: Artifact, shards: Artifact, output: Output) -> TokenizerConfig:
+    """The training that starts from the parent's tokenizer; the given one, from scratch, where that one is another."""
+    from stages.training.start import load_tokenizer_start
+
+    note = {"place": parent.folder.url, "digest": parent.digest}
+    started = config.started_from(parent.folder.url)
+    try:
+        start, remarks = load_tokenizer_start(started, shards.read_json("dataset.json"))
+    except ConfigError as error:
+        output.warn(f"the {config.section} of the version in use is not fine-tuned, a new one is trained: {error}")
+        output.notes["from_checkpoint"] = {**note, "refused": str(error)}
+        return config
+    for remark in remarks:
+        output.warn(remark)
+    output.notes["from_checkpoint"] = {**note, "discriminator": bool(start.judge_weights)}
+    return started
 
 
 def doubts(config: TokenizerConfig) -> list[str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.pictures import draw_pictures
 from tests.small import COMMAND, ROOT, small_config
 
-STAGES = ("shard", "tokenizer", "encode", "prior", "sample", "evaluate")
+STAGES = ("shard", "tokenizer", "encode", "prior", "sample", "evaluate", "publish")
 
 
 def digests(workdir: Path, stages: Sequence[str] = STAGES) -> dict[str, str]:

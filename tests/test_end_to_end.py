@@ -53,7 +53,7 @@ def test_the_pipeline_runs_through_ray_and_a_second_run_has_nothing_to_do(finish
     config = small_config(tmp_path, cluster={"unit_workers": 2})
     command = ["--config", str(config), "--workdir", str(tmp_path / "runs")]
     first = run(*command)
-    assert ran(first) == {"shard", "tokenizer", "encode", "prior", "sample", "evaluate"}
+    assert ran(first) == {"shard", "tokenizer", "encode", "prior", "sample", "evaluate", "publish"}
     assert "report.html" in first.stdout
     assert digests(tmp_path / "runs") == digests(finished / "runs"), "two workers make the bytes that one process makes"
 
@@ -72,7 +72,7 @@ def test_the_pipeline_runs_through_ray_and_a_second_run_has_nothing_to_do(finish
     parents = [run for run in runs if run.data.tags["smalti.kind"] == "pipeline"]
     assert len(parents) == 1, "a run that did nothing is not tracked"
     children = {run.data.tags["smalti.stage"]: run for run in runs if run.data.tags["smalti.kind"] == "stage"}
-    assert len(children) == 6
+    assert len(children) == 7
     assert all(run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id for run in children.values())
     steps = [m.step for m in client.get_metric_history(children["prior"].info.run_id, "validation/bits_per_token")]
     assert steps == [10, 20, 30]
@@ -88,9 +88,9 @@ def test_kills_at_random_moments_change_nothing(finished, tmp_path):
 
 def test_one_prior_key_reruns_prior_sample_and_evaluate(place):
     before = digests(place / "runs")
-    assert ran(run(*arguments(place, prior={"learning_rate": 5e-4}))) == {"prior", "sample", "evaluate"}
+    assert ran(run(*arguments(place, prior={"learning_rate": 5e-4}))) == {"prior", "sample", "evaluate", "publish"}
     after = digests(place / "runs")
-    assert {name for name in after if after[name] != before[name]} == {"prior", "sample", "evaluate"}
+    assert {name for name in after if after[name] != before[name]} == {"prior", "sample", "evaluate", "publish"}
 
 
 def test_raising_num_samples_draws_only_the_new_ones(place):

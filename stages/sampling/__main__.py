@@ -165,6 +165,8 @@ def _draw(act: Act, place: str, asked: dict[str, Any], own: dict[str, Any]) -> N
     from stages.sampling.generator import Generator
 
     generator = Generator.load(place, device=device, precision=precision)
+    if generator.parts.version is not None:
+        typer.echo(f"version {generator.parts.version}, which is in use in {place}")
     started = time.monotonic()
     pictures = act(generator, **own, **asked)
     seconds = time.monotonic() - started

@@ -13,7 +13,7 @@ A bundle is a folder of plain files that needs nothing of the run it came from:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, DataError, shown
 from pipeline.manifest import MANIFEST
+from pipeline.registry import Registry
 from pipeline.storage import Folder
 from stages.data.box_codes import BOXES, BoxCodes
 from stages.data.condition_config import Conditions, MapCondition, map_condition
@@ -66,13 +67,25 @@ class Parts:
     """Holds captions.json and boxes.json."""
     described: BundleDescription | None = None
     """None of bare folders, where the defaults of every kind of condition are meant."""
+    version: int | None = None
+    """Number of the version in use, where that is what was found."""
 
     @classmethod
     def find(cls, place: str | Path) -> Parts:
-        """The parts of a run in a workdir, of a bundle or of an import. Raises ConfigError naming what is missing."""
+        """The parts of a bundle, of an import, or of a run in a workdir: those of the version in use, of what was made
+        last where none was published. Raises ConfigError naming what is missing."""
         top = Folder.at(Path(place).expanduser())
         if not top.exists("."):
             raise ConfigError(f"there is no folder {top}: name a run's workdir or a bundle")
+        champion = Registry.read(top).in_use
+        if champion is not None:
+            used = top / PRIOR / champion.artifacts.get(PRIOR, "none")[:12]
+            if not used.exists(MANIFEST):
+                raise ConfigError(
+                    f"version {champion.number}, which is in use in {top}, was removed: put another into use with "
+                    "python run_pipeline.py --rollback VERSION; --versions lists them"
+                )
+            return replace(_of_run(top, used), version=champion.number)
         prior = home_of(top.url, PRIOR) or _latest(top / PRIOR)
         if prior is None:
             raise ConfigError(f"no prior in {top}: run --stages prior, or name a workdir or bundle that holds one")

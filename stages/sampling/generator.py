@@ -59,8 +59,9 @@ class Generator:
     def load(cls, place: str | Path, *, device: str | None = None, precision: DrawingPrecision = "fp32") -> Generator:
         """Load a finished run by its workdir, a bundle that `save` wrote, or an import; nothing there is executed.
 
-        A run's tokenizer is the one its latest prior was trained with. `device` defaults to a GPU if there is one;
-        `precision` is the prior's arithmetic, the tokenizer's is fp32. Raises ConfigError naming what is missing, and
+        Of a run it is the version in use (`parts.version`), or what was made last where none was published, with the
+        tokenizer that its prior was trained with. `device` defaults to a GPU if there is one; `precision` is the
+        prior's arithmetic, the tokenizer's is fp32. Raises ConfigError naming what is missing, and
         DataError for files that are damaged.
         """
         device = _usable(device)

@@ -18,7 +18,8 @@ HOW: dict[str, str] = {
 def summary(parts: Parts) -> Table:
     """A row for each thing that can be asked for."""
     prior = parts.description
-    table = Table(title=f"{parts.place}: {prior.model.kind} of {prior.num_tokens} tokens", show_header=False)
+    version = f", version {parts.version} (in use)" if parts.version is not None else ""
+    table = Table(title=f"{parts.place}{version}: {prior.model.kind} of {prior.num_tokens} tokens", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     rows, columns = prior.grid

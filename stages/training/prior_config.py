@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config import StrictModel
-from stages.models.pretrained import absolute
+from stages.models.pretrained import Part, absolute
 from stages.models.priors.configs import GPTConfig, PriorModelConfig
 
 
 class PriorConfig(StrictModel):
     """How the prior learns the tokens."""
+
+    section: ClassVar[Part] = "prior"
+    """Which section of the experiment this is."""
 
     model: PriorModelConfig = GPTConfig()
     """The network. What it draws at random in training follows from `seed` and a picture's place in the order."""
@@ -52,6 +55,13 @@ class PriorConfig(StrictModel):
     by bf16. The artifact's notes say which was used."""
     seed: int = Field(default=0, ge=0)
     """Decides weights, order, dropout, and which conditions and tokens training hides."""
+    policy: Literal["scratch", "warm"] = Field(default="scratch", exclude=True)
+    """`scratch`: train anew. `warm`: start from the prior of the version in use, for `warm_steps`, where that one was
+    trained on tokens of the same tokenizer and told the same things; else from scratch. A first run, with no version in
+    use, trains from scratch. No part of the fingerprint."""
+    warm_steps: int | None = Field(default=None, ge=1)
+    """Updates of a training that `policy: warm` starts, unless `patience` ends it earlier; the learning rate rises and
+    falls over them as it would over `schedule_steps`. Null: a quarter of `steps`."""
 
     @model_validator(mode="after")
     def _something_to_make(self) -> PriorConfig:
@@ -72,3 +82,23 @@ class PriorConfig(StrictModel):
                 "raise the first or lower the second"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = dump(self)
+        return {name: value for name, value in tree.items() if name != "warm_steps" or value is not None}
+
+    def alone(self) -> Self:
+        """What decides a training that starts from no parent."""
+        return self.model_copy(update={"warm_steps": None})
+
+    def going_on(self) -> Self:
+        """What decides a training that may start from a parent."""
+        return self.model_copy(update={"warm_steps": self.warm_steps or max(1, self.steps // 4)})
+
+    def started_from(self, place: str) -> Self:
+        """The training of `warm_steps` that starts from the prior at `place`."""
+        assert self.warm_steps is not None, "going_on() says how many"
+        falling = max(self.warm_steps, self.warmup_steps + 1) if self.schedule_steps is not None else None
+        changes = {"from_checkpoint": place, "steps": self.warm_steps, "schedule_steps": falling}
+        return self.model_copy(update=changes)

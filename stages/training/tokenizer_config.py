@@ -1,6 +1,6 @@
 """The configuration of the tokenizer stage: model, losses, optimizer, schedule. Imports no torch."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -9,6 +9,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -123,15 +125,45 @@ class TokenizerConfig(StrictModel):
     seed: NonNegativeInt = 0
     """Of weights, order, augmentation and codebook restarts."""
 
-    policy: Literal["scratch", "keep"] = Field(default="scratch", exclude=True)
-    """What happens when the shards change but nothing else does. `scratch`: train anew. `keep`: the tokenizer stays,
-    so that new pictures cost only their own shards and tokens. No part of the fingerprint."""
+    policy: Literal["scratch", "keep", "finetune"] = Field(default="scratch", exclude=True)
+    """What happens when the shards change. `scratch`: train anew. `keep`: while nothing else changes, the tokenizer of
+    the version in use stays, so that new pictures cost only their own shards and tokens. `finetune`: start from the
+    tokenizer of the version in use, for `finetune_steps`; all pictures get new tokens. A first run, with no version in
+    use, trains from scratch. No part of the fingerprint."""
+
+    finetune_steps: PositiveInt | None = None
+    """Updates of a training that `policy: finetune` starts; the learning rate falls over them as it would over
+    `optimizer.schedule_steps`, and the discriminator goes on at once. Null: a quarter of `steps`."""
 
     @model_validator(mode="after")
     def _something_to_make(self) -> "TokenizerConfig":
         if self.steps == 0 and self.from_checkpoint is None:
             raise ValueError("steps 0 trains nothing: raise it, or set from_checkpoint to a tokenizer that is trained")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = dump(self)
+        return {name: value for name, value in tree.items() if name != "finetune_steps" or value is not None}
+
+    def alone(self) -> Self:
+        """What decides a training that starts from no parent."""
+        return self.model_copy(update={"finetune_steps": None})
+
+    def going_on(self) -> Self:
+        """What decides a training that may start from a parent."""
+        return self.model_copy(update={"finetune_steps": self.finetune_steps or max(1, self.steps // 4)})
+
+    def started_from(self, place: str) -> Self:
+        """The training of `finetune_steps` that starts from the tokenizer at `place`."""
+        assert self.finetune_steps is not None, "going_on() says how many"
+        optimizer, adversary = self.optimizer, self.losses.discriminator
+        if optimizer.schedule_steps is not None:
+            falling = max(self.finetune_steps, optimizer.warmup_steps + 1)
+            optimizer = optimizer.model_copy(update={"schedule_steps": falling})
+        losses = self.losses.model_copy(update={"discriminator": adversary.model_copy(update={"start": 0})})
+        changes = {"from_checkpoint": place, "steps": self.finetune_steps, "optimizer": optimizer, "losses": losses}
+        return self.model_copy(update=changes)
 
 
 class MapTokenizerConfig(TokenizerConfig):

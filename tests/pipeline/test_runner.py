@@ -139,7 +139,7 @@ def test_config_mistakes_name_key_value_and_remedy(tmp_path):
 def test_a_kept_stage_stays_although_its_input_changed_but_not_when_its_config_did(numbers, tmp_path):
     def keeping(**sections) -> Runner:
         made = runner(numbers, tmp_path / "runs", **sections)
-        made.stages = [made.stages[0], dataclasses.replace(made.stages[1], keep=True)]
+        made.stages = [made.stages[0], dataclasses.replace(made.stages[1], policy="keep")]
         return made
 
     keeping().run(["cut", "total"])

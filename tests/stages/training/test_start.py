@@ -109,7 +109,7 @@ def test_a_kept_tokenizer_stays_when_pictures_change_and_goes_when_its_checkpoin
     config = config_of(steps=0, from_checkpoint=place_of(trained))
     start = start_of("tokenizer", config.from_checkpoint)
     feeding = Stage("shard", train_tokenizer, config, {"shards": Source("", tuple)})
-    stage = Stage("tokenizer", train_tokenizer, config, {"shards": feeding, **start}, keep=True)
+    stage = Stage("tokenizer", train_tokenizer, config, {"shards": feeding, **start}, policy="keep")
     made = run_stage(stage, {"shards": shards, **start}, str(tmp_path), RUNTIME)
 
     runner, inputs = Runner([], Workdir(Folder.at(tmp_path))), made.recipe["inputs"]
