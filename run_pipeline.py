@@ -12,9 +12,10 @@ import typer
 
 from pipeline.artifacts import Source
 from pipeline.config import ClusterConfig, StrictModel, TrackingConfig, load_config
-from pipeline.registry import Published
 from pipeline.session import Options, run_session
 from pipeline.stage import Stage
+from pipeline.telling.notify import NotifyConfig
+from pipeline.versions.registry import Published
 from stages.data.condition_config import ClassCondition, Conditions, map_condition
 from stages.data.sources import list_source
 from stages.encode import EncodeConfig, EncodeWork, encode
@@ -47,6 +48,7 @@ class Config(StrictModel):
     publish: PublishConfig = PublishConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    notify: NotifyConfig = NotifyConfig()
 
 
 def build(config: Config, parent: Published | None = None, incumbent: Published | None = None) -> list[Stage]:

@@ -86,6 +86,8 @@ class TrackingConfig(StrictModel):
     """An MLflow tracking server's URI. Default: SQLite inside a local workdir."""
     experiment: str = "smalti"
     """Name of the MLflow experiment."""
+    model: str = "smalti"
+    """Name of the registered model whose versions are those that are published."""
 
 
 Model = TypeVar("Model", bound=BaseModel)

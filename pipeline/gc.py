@@ -23,10 +23,10 @@ from pipeline.errors import StorageError
 from pipeline.manifest import MANIFEST
 from pipeline.output import USED_BY
 from pipeline.progress import Screen
-from pipeline.registry import Registry
 from pipeline.runner import INHERITED, Runner
 from pipeline.storage import Folder
 from pipeline.units import RECORD, UnitStore
+from pipeline.versions.registry import Registry
 from pipeline.workdir import ATTEMPT, LATEST, Workdir
 
 KEEP = "KEEP"

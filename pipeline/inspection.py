@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.progress import Screen, metrics_text
-from pipeline.registry import Registry, is_there
 from pipeline.runner import Decision, Runner, verify
 from pipeline.stage import Stage
+from pipeline.versions.registry import Registry, is_there
 from pipeline.workdir import Workdir
 
 

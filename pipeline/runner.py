@@ -17,12 +17,12 @@ from pipeline.memory import keys_to_lower
 from pipeline.output import Output
 from pipeline.progress import Screen
 from pipeline.provenance import provenance
-from pipeline.registry import Published
 from pipeline.runtime import BoundRuntime, LocalRuntime, Runtime
 from pipeline.signals import StopRequest
 from pipeline.stage import Stage, fingerprint
 from pipeline.storage import Folder
 from pipeline.tracking import NullTracker, StageTracker, Tracker
+from pipeline.versions.registry import Published
 from pipeline.workdir import Workdir
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ class Runner:
     """The version in use that stages of the policy `keep` take from."""
     asked: Mapping[str, str] = field(default_factory=dict)
     """What the config asks of each stage that has a policy, see `incumbents.asked_of`."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Of all stages so far."""
     _finished: dict[str, Decision] = field(default_factory=dict)
 
     def decide(self, stage: Stage, force: bool = False) -> Decision:
@@ -158,8 +160,8 @@ class Runner:
         return {name: self._finished[name] for name in names if name in self._finished}
 
     def run(self, selected: Collection[str], force: Collection[str] = ()) -> list[Outcome]:
-        """Run what must run of the selected stages, in the order of the graph."""
-        outcomes: list[Outcome] = []
+        """Run what must run of the selected stages, in the order of the graph; what happened is in `outcomes` too."""
+        before = len(self.outcomes)
         for stage in self.stages:
             if stage.name not in selected:
                 continue
@@ -167,7 +169,7 @@ class Runner:
             decision = self.decide(stage, force=stage.name in force)
             assert decision.recipe is not None, "require_inputs saw to it"
             if decision.artifact is not None:
-                outcomes.append(Outcome(stage, decision.artifact, ran=False, reason=decision.reason))
+                self.outcomes.append(Outcome(stage, decision.artifact, ran=False, reason=decision.reason))
                 self.workdir.point_latest(stage, decision.artifact.fingerprint)
                 continue
             if self.stop:
@@ -178,8 +180,8 @@ class Runner:
             inputs = {name: self._input(given) for name, given in stage.inputs.items()}
             artifact = self.execute(stage, decision.recipe, inputs, fresh=stage.name in force)
             self._finished[stage.name] = Decision(stage, "finished just now", artifact, decision.recipe)
-            outcomes.append(Outcome(stage, artifact, ran=True, seconds=time.monotonic() - started))
-        return outcomes
+            self.outcomes.append(Outcome(stage, artifact, ran=True, seconds=time.monotonic() - started))
+        return self.outcomes[before:]
 
     def require_inputs(self, stage: Stage, also_running: Collection[str] = ()) -> None:
         """Raise ConfigError where an input is unfinished and will not be made by this run."""

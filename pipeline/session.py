@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -14,26 +15,33 @@ from typing import Protocol, TypeVar
 
 import yaml
 
+from pipeline.closing import explain, report_of, summary
 from pipeline.config import ClusterConfig, TrackingConfig, strings_in
 from pipeline.errors import ConfigError, Interrupted, UserError
-from pipeline.incumbents import Standing, place, publishing_stage
 from pipeline.inspection import show_plan, show_status, show_verified, show_versions
-from pipeline.progress import Screen, duration, metrics_text
+from pipeline.progress import Screen
 from pipeline.provenance import code_revision
-from pipeline.publication import register, roll_back, verdict_line
 from pipeline.redaction import redacted, refuse_secrets
-from pipeline.registry import Published, Registry
 from pipeline.run_log import LOG_BYTES, LOG_PARTS, copied, open_log
-from pipeline.runner import Outcome, Runner
+from pipeline.runner import Runner
 from pipeline.runtime import LocalRuntime, Runtime
 from pipeline.signals import listening
 from pipeline.stage import Stage, select
 from pipeline.storage import Folder, retries
 from pipeline.storage.beside import kept_beside
+from pipeline.telling.ending import Ending
+from pipeline.telling.notify import NotifyConfig, telling
 from pipeline.tracking import MlflowTracker, NullTracker, Tracker, tracking_uri
+from pipeline.versions.incumbents import Standing, place, publishing_stage
+from pipeline.versions.model_registry import ModelRegistry
+from pipeline.versions.publication import mirror, register, roll_back, verdict_line
+from pipeline.versions.registry import Published, Registry
 from pipeline.workdir import Workdir
 
 log = logging.getLogger(__name__)
+
+BESIDE = ("tracking", "notify")
+"""Sections that no manifest keeps: their URLs may hold a secret."""
 
 C = TypeVar("C", bound="SessionConfig")
 C_contra = TypeVar("C_contra", bound="SessionConfig", contravariant=True)
@@ -58,6 +66,10 @@ class SessionConfig(Protocol):
     @property
     def tracking(self) -> TrackingConfig:
         """Where MLflow keeps runs."""
+
+    @property
+    def notify(self) -> NotifyConfig:
+        """Who is told how a run ended."""
 
     def model_dump(self, *, mode: str) -> dict[str, object]:
         """Return it as a plain tree."""
@@ -105,7 +117,7 @@ def run_session(
         if options.runtime not in ("ray", "local"):
             raise ConfigError(f"--runtime {options.runtime}: choose ray or local")
         config = load()
-        told = {key: value for key, value in config.model_dump(mode="json").items() if key != "tracking"}
+        told = {key: value for key, value in config.model_dump(mode="json").items() if key not in BESIDE}
         refuse_secrets({**told, "--workdir": options.workdir})
         workdir = Workdir(Folder.at(options.workdir))
         if _administered(options, screen, workdir, lambda: [config, *(other() for other in in_use)], build):
@@ -116,28 +128,31 @@ def run_session(
         if options.status or options.verify or options.dry_run:
             _look(options, runner, standing.registry, selected, force)
             return 0
-        with workdir.locked(runner.announce):
+        about = {"run": options.name, "workdir": str(workdir.folder), "resume": options.command}
+        with telling(config.notify, **about, warn=runner.announce) as ending, workdir.locked(runner.announce):
             if Registry.read(workdir.folder) != standing.registry:  # another run published meanwhile
                 runner, standing = _placed(config, build, workdir, screen)
+            ending.outcomes = runner.outcomes
             if any(runner.decide(stage, stage.name in force).artifact is None for stage in _chosen(runner, selected)):
                 workdir.folder.sweep()
                 log_path = open_log(workdir.folder)
                 with copied(log_path, workdir.folder):
-                    _run(options, config, runner, standing.remember(workdir), selected, force)
+                    _run(options, config, runner, standing.remember(workdir), selected, force, ending)
             else:
-                _summary(runner, runner.run(selected), _verdict(runner, standing, selected))
+                runner.run(selected)
+                summary(runner, _published(options, config, runner, standing, selected, ending))
         return 0
     except UserError as error:
         log.error("%s", error)
-        _explain(screen, options, error, log_path)
+        explain(screen, options.command, error, log_path)
         return error.exit_code
     except KeyboardInterrupt:
-        _explain(screen, options, Interrupted(2), log_path)
+        explain(screen, options.command, Interrupted(2), log_path)
         return 130
     except Exception as error:  # the last line of defence: a bug is shown whole, and the person learns how to go on
         log.exception("failed")
         print(redacted(traceback.format_exc()), file=sys.stderr)
-        _explain(screen, options, error, log_path)
+        explain(screen, options.command, error, log_path)
         return 1
 
 
@@ -163,20 +178,44 @@ def _administered(
         return True
     with workdir.locked():
         if options.rollback:
-            _, told = roll_back(workdir, options.rollback_to)
+            registry, told = roll_back(workdir, options.rollback_to)
+            warn = functools.partial(screen.line, style="yellow")
+            _mirrored(options, configs()[0].tracking, workdir, registry, warn)
         else:
             told = _collect(options, screen, workdir, configs(), build)
     screen.line(told)
     return True
 
 
-def _verdict(runner: Runner, standing: Standing, selected: Collection[str]) -> str:
+def _published(
+    options: Options,
+    config: SessionConfig,
+    runner: Runner,
+    standing: Standing,
+    selected: Collection[str],
+    ending: Ending,
+) -> str:
     """Register what was published, if the stage that does was selected, and say what was decided."""
+    ending.report = report_of(runner.outcomes)
     publishing = publishing_stage(runner.stages)
     if publishing is None or publishing.name not in selected:
         return ""
     after, version = register(runner, standing)
-    return verdict_line(standing.registry, after.registry, version) if version is not None else ""
+    if version is None:
+        return ""
+    _mirrored(options, config.tracking, runner.workdir, after.registry, runner.announce)
+    ending.verdict, ending.reasons, ending.figures = version.verdict, version.reasons, version.figures
+    ending.champion = after.registry.champion
+    return verdict_line(standing.registry, after.registry, version)
+
+
+def _mirrored(
+    options: Options, config: TrackingConfig, workdir: Workdir, registry: Registry, warn: Callable[[str], None]
+) -> None:
+    """Let MLflow's registry follow, unless the run does without MLflow."""
+    if options.tracking:
+        uri, files = tracking_uri(config.uri, workdir.folder), kept_beside(workdir.folder) / "mlflow"
+        mirror(workdir, registry, ModelRegistry(uri, config.model, config.experiment, files, warn))
 
 
 def _run(
@@ -186,6 +225,7 @@ def _run(
     standing: Standing,
     selected: Sequence[str],
     force: Sequence[str],
+    ending: Ending,
 ) -> None:
     """Run what must run, with signals heard and the tracker told of the end, whatever it is."""
     for stage in _chosen(runner, selected):
@@ -200,11 +240,10 @@ def _run(
         try:
             runner.tracker.begin(options.name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), tags)
             trained = [stage.name for stage in _chosen(runner, selected) if not (stage.beside or stage.publishes)]
-            outcomes = runner.run(trained, force)
+            runner.run(trained, force)
             runner, standing = standing.again(runner)
-            judged = [name for name in select(runner.stages, options.stages) if name not in trained]
-            outcomes += runner.run(judged, force)
-            verdict = _verdict(runner, standing, selected)
+            runner.run([name for name in select(runner.stages, options.stages) if name not in trained], force)
+            verdict = _published(options, config, runner, standing, selected, ending)
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
@@ -212,7 +251,7 @@ def _run(
         finally:
             runner.tracker.end(status)
             runner.runtime.close()
-    _summary(runner, outcomes, verdict, time.monotonic() - started)
+    summary(runner, verdict, time.monotonic() - started)
 
 
 def _runtime(options: Options, cluster: ClusterConfig, workdir: Folder) -> Runtime:
@@ -265,47 +304,3 @@ def _collect(options: Options, screen: Screen, workdir: Workdir, configs: Sequen
     remove(workdir, leftovers)
     workdir.folder.sweep()
     return f"{total}: removed"
-
-
-def _summary(runner: Runner, outcomes: Sequence[Outcome], verdict: str, seconds: float | None = None) -> None:
-    """Print the closing table and how to open what was made."""
-    screen = runner.screen
-    assert screen is not None
-    rows = []
-    for outcome in outcomes:
-        reused = outcome.artifact.notes.get("units_reused", 0) if outcome.ran else 0
-        did = f"ran, {reused} of {len(outcome.artifact.units)} units reused" if reused else "ran"
-        rows.append(
-            (
-                outcome.stage.name,
-                did if outcome.ran else ("kept" if outcome.reason.startswith("kept") else "skipped"),
-                duration(outcome.seconds) if outcome.ran else "",
-                metrics_text(outcome.artifact.metrics),
-                _shown_path(outcome.artifact.folder),
-            )
-        )
-    title = f"done in {duration(seconds)}" if seconds is not None else "nothing to do: all finished, nothing changed"
-    screen.table(title, ("stage", "", "time", "", "where"), rows)
-    if verdict:
-        screen.line(f"verdict  {verdict}")
-    for outcome in outcomes:
-        if not outcome.stage.beside and outcome.artifact.folder.exists("report.html"):
-            screen.line(f"report   {_shown_path(outcome.artifact.folder)}/report.html")
-    if isinstance(runner.tracker, MlflowTracker):
-        screen.line(f"tracker  mlflow ui --backend-store-uri {runner.tracker.uri}")
-
-
-def _shown_path(folder: Folder) -> str:
-    if not folder.is_local:
-        return str(folder)
-    relative = os.path.relpath(folder.path)
-    return str(folder) if relative.startswith("..") else relative
-
-
-def _explain(screen: Screen, options: Options, error: BaseException, log_path: Path | None) -> None:
-    """Print what ended the run and the command that goes on, as its last lines."""
-    screen.end()
-    screen.line(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", style="bold red")
-    if log_path is not None:
-        screen.line(f"log      {log_path}")
-        screen.line(f"resume   {options.command}")

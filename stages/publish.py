@@ -10,8 +10,8 @@ from pipeline.output import Output
 from stages.publishing.gate import Incumbent, Requirement, decide
 
 if TYPE_CHECKING:
-    from pipeline.registry import Published
     from pipeline.runtime import BoundRuntime
+    from pipeline.versions.registry import Published
 
 REPORT = "report.json"
 OTHER_PICTURES = "it draws pictures of another size or kind, or is told other things"

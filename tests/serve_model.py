@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.checksums import SUMS
-from pipeline.model_registry import CHAMPION, ModelRegistry
 from pipeline.storage import Folder
+from pipeline.versions.checksums import SUMS
+from pipeline.versions.model_registry import CHAMPION, ModelRegistry
 
 NAME = "smalti"
 LOAD = """

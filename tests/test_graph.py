@@ -7,10 +7,10 @@ import pytest
 from pipeline.artifacts import Artifact
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.registry import Published
 from pipeline.stage import Stage
 from pipeline.storage import Folder
 from pipeline.units import UnitStore
+from pipeline.versions.registry import Published
 from run_pipeline import Config, build
 from tests.small import ROOT
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.registry import Registry
 from pipeline.storage import Folder
+from pipeline.versions.registry import Registry
 from stages.data.emoji import emoji_files, emoji_folder, emoji_pictures
 from tests.small import COMMAND, ROOT, SMALL
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.artifacts import Artifact
-from pipeline.checksums import SUMS, sums_text
 from pipeline.errors import StageError
 from pipeline.output import Output
+from pipeline.versions.checksums import SUMS, sums_text
 from stages.publishing.card import model_card
 from stages.publishing.serving import SERVING, serving_description
 from stages.sampling.bundle import BUNDLE, MAP_TOKENIZER, BundleDescription, Parts

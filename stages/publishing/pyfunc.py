@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checksums import check
 from pipeline.errors import ConfigError, UserError, shown
+from pipeline.versions.checksums import check
 from stages.publishing.serving import INPUTS
 
 if TYPE_CHECKING:

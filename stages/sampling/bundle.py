@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError, DataError, shown
 from pipeline.manifest import MANIFEST
-from pipeline.registry import Registry
 from pipeline.storage import Folder
+from pipeline.versions.registry import Registry
 from stages.data.box_codes import BOXES, BoxCodes
 from stages.data.condition_config import Conditions, MapCondition, map_condition
 from stages.models.pretrained import CONFIG, WEIGHTS, home_of

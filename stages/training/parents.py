@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from pipeline.artifacts import Artifact, Source
-from pipeline.registry import Published
+from pipeline.versions.registry import Published
 from stages.models.pretrained import start_of
 from stages.training.prior_config import PriorConfig
 from stages.training.tokenizer_config import MapTokenizerConfig, TokenizerConfig

@@ -7,9 +7,9 @@ from typing import Any
 from pipeline.artifacts import Artifact
 from pipeline.config import StrictModel
 from pipeline.output import Output
-from pipeline.registry import Published
 from pipeline.runtime import BoundRuntime
 from pipeline.stage import Stage
+from pipeline.versions.registry import Published
 from tests.pipeline import toy
 
 

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from pipeline.checksums import SUMS, check, copy_checked, read_sums, sums_text
 from pipeline.errors import DataError
 from pipeline.storage import Folder, content_hash
+from pipeline.versions.checksums import SUMS, check, copy_checked, read_sums, sums_text
 
 
 @pytest.fixture

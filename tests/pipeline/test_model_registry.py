@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from pipeline.checksums import SUMS, sums_text
-from pipeline.model_registry import CHALLENGER, CHAMPION, FINGERPRINT, ModelRegistry
 from pipeline.storage import Folder, content_hash
+from pipeline.versions.checksums import SUMS, sums_text
+from pipeline.versions.model_registry import CHALLENGER, CHAMPION, FINGERPRINT, ModelRegistry
 
 SERVING = {
     "inputs": [
@@ -114,7 +114,8 @@ def test_a_registry_that_fails_is_announced_and_ends_nothing(tmp_path, folder):
 @pytest.mark.slow
 def test_a_registry_loads_nothing_before_it_is_asked():
     script = (
-        "import sys, pipeline.model_registry, pipeline.notify; print(sorted({'mlflow', 'torch'} & set(sys.modules)))"
+        "import sys, pipeline.versions.model_registry, pipeline.telling.notify; "
+        "print(sorted({'mlflow', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

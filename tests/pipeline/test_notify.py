@@ -14,9 +14,9 @@ import yaml
 
 from pipeline import notify as notifying
 from pipeline.config import StrictModel, load_config
-from pipeline.ending import Told
 from pipeline.errors import ConfigError, DataError, Interrupted
-from pipeline.notify import NotifyConfig, notify, telling
+from pipeline.telling.ending import Told
+from pipeline.telling.notify import NotifyConfig, notify, telling
 
 TOLD = Told(run="emoji", workdir="/runs", status="finished", exit_code=0, seconds=12.5, resume="python run_pipeline.py")
 

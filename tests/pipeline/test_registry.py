@@ -14,12 +14,12 @@ import pytest
 from pipeline import session
 from pipeline.errors import StorageError
 from pipeline.gc import find_leftovers, remove
-from pipeline.incumbents import place
-from pipeline.publication import register
-from pipeline.registry import REGISTRY, Registry
 from pipeline.runner import Runner
 from pipeline.session import Options, run_session
 from pipeline.storage import Folder
+from pipeline.versions.incumbents import place
+from pipeline.versions.publication import register
+from pipeline.versions.registry import REGISTRY, Registry
 from pipeline.workdir import Workdir
 from tests.pipeline.nightly import NightlyConfig, build
 

@@ -12,11 +12,11 @@ import pytest
 from pipeline.artifacts import Artifact
 from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
-from pipeline.registry import Registry, Version, now
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
 from pipeline.storage import Folder
+from pipeline.versions.registry import Registry, Version, now
 from stages.publish import PublishWork, publish
 from stages.publishing.gate import Decision, Incumbent, Requirement, decide
 from stages.sampling.bundle import Parts

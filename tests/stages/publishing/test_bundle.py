@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.checksums import check, read_sums
 from pipeline.errors import StageError
 from pipeline.storage import Folder
+from pipeline.versions.checksums import check, read_sums
 from pipeline.workdir import Workdir
 from stages.publishing.bundle import parts_of
 from stages.publishing.card import num_weights, plain

@@ -10,10 +10,10 @@ import torch
 
 from pipeline.artifacts import Artifact, Source
 from pipeline.config import ClusterConfig
-from pipeline.registry import Published
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
 from pipeline.stage import Stage
+from pipeline.versions.registry import Published
 from stages.models.priors.configs import GPTConfig
 from stages.models.weights import read_weights
 from stages.prior import PriorConfig, train_prior

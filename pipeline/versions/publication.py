@@ -8,10 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.errors import ConfigError
-from pipeline.incumbents import Standing, publishing_stage, version_of
-from pipeline.registry import Registry, Version, is_there
+from pipeline.redaction import redacted
 from pipeline.runner import Runner
+from pipeline.versions.incumbents import Standing, publishing_stage, version_of
+from pipeline.versions.model_registry import CHALLENGER, CHAMPION, ModelRegistry
+from pipeline.versions.registry import Registry, Version, is_there
 from pipeline.workdir import Workdir
+
+BUNDLE = "bundle"
+"""The folder of a publishing stage's artifact that is handed out."""
+MIRRORED = "mirrored.json"
+"""Which state of the registry MLflow's has followed."""
 
 
 def register(runner: Runner, standing: Standing) -> tuple[Standing, Version | None]:
@@ -66,3 +73,28 @@ def roll_back(workdir: Workdir, number: int | None) -> tuple[Registry, str]:
     after = registry.rolled_back(number, "by hand")
     after.write(workdir.folder)
     return after, f"the champion was version {registry.champion} and is version {number} from now on"
+
+
+def mirror(workdir: Workdir, registry: Registry, models: ModelRegistry) -> None:
+    """Let MLflow's registered model follow the registry: the champion and the challenger as versions, and the aliases.
+
+    Done once for each state of the registry. What fails is announced and tried again by the next run.
+    """
+    wanted = {CHAMPION: registry.champion, CHALLENGER: registry.challenger}
+    state = {"uri": redacted(models.uri), "model": models.name, **wanted}
+    if workdir.folder.exists(MIRRORED) and workdir.folder.read_json(MIRRORED) == state:
+        return
+    for alias, number in wanted.items():
+        if number is None:
+            continue
+        version = registry.version(number)
+        artifact = workdir.made(version.stage, version.fingerprint)
+        if artifact is None:
+            models.warn(f"MLflow's registry: version {number} is no longer whole here and was not brought there")
+            return
+        tags = {"smalti.version": str(number), "smalti.verdict": version.verdict, "smalti.data": version.data}
+        run = artifact.notes.get("run_id")
+        known = models.register(artifact.folder / BUNDLE, version.fingerprint, tags, run)
+        if known is None or not models.set_alias(alias, known):
+            return
+    workdir.folder.write_json(MIRRORED, state)

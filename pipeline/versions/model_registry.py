@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checksums import copy_checked
 from pipeline.redaction import redacted
 from pipeline.storage import Folder
 from pipeline.tracking import experiment_of, quiet_client
+from pipeline.versions.checksums import copy_checked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,7 +140,7 @@ def _save(bundle: Path, target: Path, model: Any) -> None:
         Schema([ColSpec(column["type"], column["name"], required=column["required"]) for column in serving[side]])
         for side in ("inputs", "outputs")
     ]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     save_model(
         path=str(target),
         mlflow_model=Model(artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id),

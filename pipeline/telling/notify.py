@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from pipeline.config import StrictModel
-from pipeline.deliveries import Delivery, ToCommand, ToWebhook, Undelivered
-from pipeline.ending import Ending, Told
 from pipeline.redaction import HIDDEN, redacted
+from pipeline.telling.deliveries import Delivery, ToCommand, ToWebhook, Undelivered
+from pipeline.telling.ending import Ending, Told
 
 log = logging.getLogger(__name__)
 

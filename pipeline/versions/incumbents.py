@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.artifacts import Artifact, Source
 from pipeline.errors import StorageError
-from pipeline.registry import Published, Registry, Version, now
 from pipeline.runner import Runner
 from pipeline.stage import Stage
 from pipeline.storage import canonical_json
+from pipeline.versions.registry import Published, Registry, Version, now
 from pipeline.workdir import Workdir
 
 Build = Callable[[Published | None, Published | None], Sequence[Stage]]
