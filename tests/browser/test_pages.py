@@ -70,9 +70,8 @@ def test_a_page_of_500_pictures_is_there_in_two_seconds_and_small_enough(chromiu
         if loaded[-1] < SECONDS:
             break
     size, pictures = path.stat().st_size, chromium.value("document.images.length")
-    print(
-        f"{path.name}: {pictures} pictures, {size / 1e6:.1f} MB, loaded {min(loaded):.2f} s, decoded {min(decoded):.2f} s"
-    )
+    print(f"{path.name}: {pictures} pictures, {size / 1e6:.1f} MB")
+    print(f"loaded {min(loaded):.2f} s, decoded {min(decoded):.2f} s")
     assert min(loaded) < SECONDS
     assert size < LARGEST
     assert pictures >= 500
