@@ -25,7 +25,7 @@ WORLD = World(
     size=64,
 )
 CONFIG = EvaluateConfig(
-    feature_size=32, chance_pictures=12, shown_per_class=42, shown_reconstructions=24, shown_neighbours=24
+    feature_size=32, chance_pictures=12, shown_per_class=40, shown_reconstructions=24, shown_neighbours=30
 )
 OLD = Version(tokenizer="c" * 64, kid=0.001, classes=CLASSES, size=64, samples_each=6)
 

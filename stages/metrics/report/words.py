@@ -66,9 +66,11 @@ def distrust(
     figures: Figures, rows: Sequence[Mapping[str, Any]], left_out: Sequence[str], num_warnings: int
 ) -> list[str]:
     """What a reader should keep in mind before believing the numbers."""
+    standard = any(name.startswith(("gfid", "rfid")) for name in figures)
+    besides = "; the figures of the standard Inception stand among all figures" if standard else ""
     lines = [
-        "The distances use features of EfficientNet-Lite0. They compare runs of this pipeline with one another, "
-        "never with published FID or KID values, which use another network."
+        "The distances above use features of EfficientNet-Lite0. They compare runs of this pipeline with one another, "
+        f"never with published FID or KID values, which use another network{besides}."
     ]
     held_out, samples = figures["kid_samples"]["against"], figures["kid_samples"]["samples"]
     if min(held_out, samples) < FEW_PICTURES:

@@ -99,7 +99,9 @@ def test_what_was_trained_comes_first() -> None:
 def test_doubts_are_listed_only_where_there_are_any() -> None:
     rows = [{"class": "flags", "train": 200}, {"class": "food", "train": 12}]
     calm = distrust(figures(kid_floor=0.01), rows[:1], [], 0)
-    assert len(calm) == 1 and "never with published" in calm[0]
+    assert len(calm) == 1 and "never with published" in calm[0] and "standard Inception" not in calm[0]
+    standard = distrust({**figures(kid_floor=0.01), "gfid_train": {"value": 9.0}}, rows[:1], [], 0)
+    assert "figures of the standard Inception stand among all figures" in standard[0]
     few = figures(suspiciously_near=0.3, held_out_copies=0.02)
     few["kid_samples"] |= {"samples": 256, "against": 254}
     lines = distrust(few, rows, ["symbols"], 2)
