@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster import patient
 from tests.kill_and_resume import descendants
 from tests.small import ROOT
 
@@ -65,7 +66,7 @@ def running_head(*options: str, name: str = "head", cpus: int = 1) -> Iterator[H
     folder.mkdir()
     token, said = folder / ".ray" / "auth_token", folder / "head.txt"
     try:
-        for _ in range(5):  # Ray gives the node 30 s to answer, too little where the machine is busy
+        for _ in range(3):  # though it is patient
             port, dashboard = free_port(), free_port()
             process = _start([f"--dashboard-port={dashboard}", *options], folder, token, port, said, cpus)
             if _started(process, said):
@@ -93,7 +94,7 @@ def local_address() -> str:
 
 
 def _start(options: list[str], folder: Path, token: Path, port: int, said: Path, cpus: int) -> subprocess.Popen[str]:
-    own = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "ray-client-server-port")]
+    own = [*patient.port_options(), f"--ray-client-server-port={free_port()}"]
     quiet = [
         "--block",
         "--no-monitor",
@@ -101,10 +102,13 @@ def _start(options: list[str], folder: Path, token: Path, port: int, said: Path,
         f"--temp-dir={folder}/ray",
         "--object-store-memory=80000000",
     ]
+    ray = folder / "ray.sh"
+    ray.write_text(f'#!/bin/sh\nexec {sys.executable} {patient.__file__} "$@"\n')
+    ray.chmod(0o755)
     with said.open("w") as file:
         return subprocess.Popen(
             [RECIPE, "head", *quiet, *own, *options],
-            env=environment(token, RAY_PORT=str(port), HOME=str(folder)),
+            env=environment(token, RAY=str(ray), RAY_PORT=str(port), HOME=str(folder)),
             stdout=file,
             stderr=subprocess.STDOUT,
             text=True,

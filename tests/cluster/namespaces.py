@@ -26,7 +26,6 @@ from tests.cluster import patient
 
 STORE_BYTES = 80 * 2**20
 START_SECONDS = 600
-_OPTIONS = {"metrics_agent_port": "dashboard_agent_grpc_port"}
 
 
 def possible() -> bool:
@@ -124,7 +123,7 @@ def _ray_start(*arguments: str) -> list[str]:
     return [
         sys.executable, patient.__file__, "start", *arguments, "--block", "--disable-usage-stats",
         f"--object-store-memory={STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0",
-        *(f"--{_OPTIONS.get(name, name).replace('_', '-')}={port}" for name, port in patient.agent_ports().items()),
+        *patient.port_options(),
     ]  # fmt: skip
 
 

@@ -20,5 +20,5 @@ def test_the_score_is_that_of_torch_fidelity(count: int) -> None:
 
 def test_the_score_is_the_number_of_classes_for_sure_and_varied_pictures_and_1_for_unsure_ones() -> None:
     sure = 1e4 * np.eye(5)[np.arange(1000) % 5]
-    assert inception_score(sure, splits=2).value == pytest.approx(5.0)
+    assert inception_score(sure, splits=2).value == pytest.approx(5.0, rel=1e-2)  # shuffled parts are nearly balanced
     assert inception_score(np.zeros((50, 7))).value == pytest.approx(1.0)
