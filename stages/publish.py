@@ -60,6 +60,7 @@ def publish(
     missing where that version draws other pictures than these. Raises ConfigError where `require` names a figure that
     is not measured.
     """
+    from stages.metrics.report.lineage import LINEAGE
     from stages.metrics.report.published import published_page
     from stages.publishing.bundle import write_bundle
 
@@ -74,7 +75,11 @@ def publish(
     made = {"shards": shards, "tokenizer": tokenizer, "tokens": tokens, "prior": prior, "samples": samples}
     made |= {"cond_tokenizer": cond_tokenizer} if cond_tokenizer is not None else {}
     write_bundle(output, {**made, "evaluation": evaluation}, decision)
-    page = published_page(decision, evaluation, incumbent_evaluation, samples, incumbent_samples, None)
+    output.write_json(LINEAGE, evaluation.folder.read_json(LINEAGE), content=False)
+    made_then = incumbent.folder.read_json(LINEAGE) if incumbent is not None else None
+    page = published_page(
+        decision, evaluation, incumbent_evaluation, samples, incumbent_samples, None, incumbent_lineage=made_then
+    )
     output.write("report.html", page.encode(), content=False)
     figures = {rule["metric"]: rule["challenger"]["value"] for rule in decision["rules"] if rule["challenger"]}
     return {"verdict": decision["verdict"], **figures}

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 
-from pipeline import notify as notifying
+from pipeline.telling import notify as notifying
 from pipeline.config import StrictModel, load_config
 from pipeline.errors import ConfigError, DataError, Interrupted
 from pipeline.telling.ending import Told

@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipeline import model_registry
+from pipeline.versions import model_registry
 from pipeline.errors import DataError
 from stages.models.priors.configs import PriorDescription
 from stages.publishing import pyfunc, serving
