@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 
-from pipeline.telling import notify as notifying
 from pipeline.config import StrictModel, load_config
 from pipeline.errors import ConfigError, DataError, Interrupted
+from pipeline.telling import notify as notifying
 from pipeline.telling.ending import Told
 from pipeline.telling.notify import NotifyConfig, notify, telling
 

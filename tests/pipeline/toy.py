@@ -14,6 +14,7 @@ from pipeline.errors import DataError
 from pipeline.output import Output
 from pipeline.runtime import BoundRuntime
 from pipeline.stage import Stage
+from pipeline.telling.notify import NotifyConfig
 from pipeline.units import Unit
 
 
@@ -33,6 +34,7 @@ class ToyConfig(StrictModel):
     total: TotalConfig = TotalConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    notify: NotifyConfig = NotifyConfig()
 
 
 def list_folder(folder: str) -> list[SourceFile]:

@@ -11,8 +11,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipeline.versions import model_registry
 from pipeline.errors import DataError
+from pipeline.versions import model_registry
 from stages.models.priors.configs import PriorDescription
 from stages.publishing import pyfunc, serving
 from stages.publishing.pyfunc import ServedGenerator, _load_pyfunc
