@@ -15,9 +15,12 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from pipeline.config import ClusterConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StageError
 from pipeline.runtime import available_cores, visible_gpus
 
+log = logging.getLogger(__name__)
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 CHECKOUT = Path(__file__).resolve().parents[2]
 NOT_SHIPPED = [".venv", ".uv", ".git", "runs", "*.png"]
 """What no node needs of the checkout, besides what .gitignore names. Ray refuses a folder beyond 500 MB."""
@@ -39,28 +42,46 @@ def connect(cluster: ClusterConfig, address: str) -> Path | None:
         return None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         ranks = cluster.ranks[1] if cluster.ranks else 1
-        started = ray.init(
-            address="local",
-            num_cpus=max(available_cores(), ranks, cluster.unit_workers or 1),
-            num_gpus=visible_gpus(),
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            **quiet,
-        )
-        return Path(started.address_info["session_dir"])
+        return _start_here(max(available_cores(), ranks, cluster.unit_workers or 1))
     environment = {"working_dir": str(CHECKOUT), "excludes": NOT_SHIPPED} if cluster.ship_code else None
     knock(address)
     try:
-        ray.init(address=address, runtime_env=environment, **quiet)
+        ray.init(address=address, runtime_env=environment, **QUIET)
     except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster at --address {address} lets this run in ({first_sentence(error)}): {START_REMEDY}. Where "
             f"one runs, it may refuse the token: {ADMISSION_REMEDY}"
         ) from error
     return None
+
+
+def _start_here(cores: int) -> Path:
+    """Start a Ray on this machine, with a second attempt where it is busy; return its session folder.
+
+    Raises StageError where it does not start.
+    """
+    reason = ""
+    for _ in range(2):
+        try:
+            started = ray.init(
+                address="local",
+                num_cpus=cores,
+                num_gpus=visible_gpus(),
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                **QUIET,
+            )
+            return Path(started.address_info["session_dir"])
+        except Exception as error:  # Ray raises no narrower one: its processes have half a minute to appear
+            ray.shutdown()
+            log.warning("Ray did not start: %s", error)
+            reason = first_sentence(error)
+    raise StageError(
+        f"Ray did not start on this machine, twice ({reason}): if the machine is busy, run the same command again "
+        "later; --runtime local does without Ray"
+    )
 
 
 def knock(address: str, seconds: float = ANSWER_SECONDS) -> None:
