@@ -34,6 +34,8 @@ WORDS = {
     "reconstructions": "reconstructions of held-out pictures",
 }
 
+FEATURES = {"lite0": "EfficientNet features", "inception": "other weights"}
+"""What figures are called through networks that are not the field's own."""
 TITLES = {"fid": "FID", "fd": "FD", "kid": "KID", "precision": "Precision", "recall": "Recall"}
 
 
@@ -184,6 +186,9 @@ class Standard:
 
 
 def _title(name: str) -> str:
-    """`gfid_train` as people write it: gFID (train)."""
-    kind, *_, against = name.split("_")
-    return f"Inception score ({against})" if kind == "is" else f"{kind[0]}{TITLES[kind[1:]]} ({against})"
+    """`gfid_train` as people write it, gFID (train), with the features where they are not those of the field."""
+    kind, *between, against = name.split("_")
+    through = f", {FEATURES[between[0]]}" if between else ""
+    if kind == "is":
+        return f"Inception score ({against})" if not between else f"Score of classes ({against}{through})"
+    return f"{kind[0]}{TITLES[kind[1:]]} ({against}{through})"

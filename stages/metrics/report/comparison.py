@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 Side = Literal["challenger", "champion", ""]
 
 LEADING = (
-    *("kid_samples", "gfid", "is_", "precision_samples", "recall_samples", "kid_reconstructions", "rfid"),
+    *("kid_samples", "gfid", "is_samples", "precision_samples", "recall_samples", "kid_reconstructions", "rfid"),
     *("psnr", "bits_per_token_held_out", "codebook_used_corpus", "suspiciously_near", "obedience"),
 )
 """How names of figures begin that are compared in sight, in this order; the others lie folded below."""
-NOT_OF_A_MODEL = ("_floor", "_chance", "_shuffled", "_possible", "held_out_copies")
+NOT_OF_A_MODEL = (
+    *("_floor", "_chance", "_shuffled", "_possible", "held_out_copies"),
+    *("is_val", "is_lite0_val", "is_inception_val"),
+)
 """How names end of figures that say nothing of a version."""
 OF_THE_TOKENS = ("bits_per_token", "overfit_gap", "codebook")
 """How names begin of figures that can be compared only where both versions write with the same tokens."""
