@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts import Artifact
-from pipeline.config import StrictModel
 from pipeline.errors import ConfigError
 from pipeline.runner import run_stage
 from pipeline.runtime import LocalRuntime
@@ -21,6 +20,8 @@ from stages.publish import PublishWork, publish
 from stages.publishing.gate import Decision, Incumbent, Requirement, decide
 from stages.sampling.bundle import Parts
 from stages.sampling.generator import Generator
+from tests.stages.metrics.report import versions as made_up
+from tests.stages.metrics.report.versions import finished
 from tests.stages.sampling.bundles import tiny_run
 from tests.stages.tiny import tiny_prior, tiny_shards
 
@@ -93,23 +94,6 @@ def test_a_figure_that_is_no_number_fails_and_one_that_is_not_there_is_a_mistake
         decide([Requirement(metric="psnr", direction="lower")], figures(psnr=1.0), None, None)
 
 
-class ReportConfig(StrictModel):
-    value: float
-
-
-def _report(config: ReportConfig, *, output: Any, runtime: Any) -> dict[str, Any]:
-    if config.value < 0:
-        output.write_json("incomparable.json", {"reason": "classes of its prior are not those of today's tokens"})
-        return {}
-    output.write_json("report.json", {"figures": figures(kid_samples=config.value)})
-    output.write("report.html", b"<p>figures</p>", content=False)
-    return {}
-
-
-def report(workdir: Path, value: float) -> Artifact:
-    return run_stage(Stage("evaluate", _report, ReportConfig(value=value), {}), {}, str(workdir), LocalRuntime())
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("publish") / "runs"
@@ -121,12 +105,14 @@ def model(workdir: Path) -> dict[str, Artifact]:
 
 
 def published(
-    workdir: Path, model: dict[str, Artifact], value: float, incumbent: Artifact | None = None, *, theirs: float = 1.0
+    workdir: Path, model: dict[str, Artifact], kid: float, incumbent: Artifact | None = None, *, judged: bool = True
 ) -> Artifact:
-    inputs = {**model, "samples": model["tokens"], "evaluation": report(workdir, value)}
-    config = PublishWork()
+    evaluation, samples = finished(workdir, made_up.Version(kid=kid))
+    inputs, config = {**model, "samples": samples, "evaluation": evaluation}, PublishWork()
     if incumbent is not None:
-        inputs |= {"incumbent": incumbent, "incumbent_evaluation": report(workdir, theirs)}
+        theirs = finished(workdir, made_up.Version(kid=1.0))
+        inputs |= {"incumbent": incumbent, "incumbent_samples": theirs[1]}
+        inputs |= {"incumbent_evaluation": theirs[0]} if judged else {}
         config = PublishWork(incumbent=1)
     return run_stage(Stage("publish", publish, config, inputs), inputs, str(workdir), LocalRuntime())
 
@@ -134,7 +120,10 @@ def published(
 def test_the_artifact_holds_a_bundle_that_draws_the_decision_and_the_report(workdir, model, tmp_path):
     first = published(workdir, model, 1.0)
     assert first.read_json("decision.json")["verdict"] == "champion"
-    assert (first.folder.path / "report.html").read_text() == "<p>figures</p>"
+    page = (first.folder.path / "report.html").read_text()
+    assert "the new version is the first in use" in page and "What it cost" in page, "the evaluation follows"
+    lineage = json.loads((first.folder.path / "lineage.json").read_text())
+    assert lineage["stages"]["prior"]["code"] == "0123abc"
     assert not any(entry.path.endswith((".pkl", ".pt", ".ckpt")) for entry in first.own_files)
     asked: dict[str, Any] = {"label": "dogs", "caption": "picture 1", "seed": 3}
     ours, theirs = (Generator.load(it).generate(**asked)[0] for it in (first.folder.path / "bundle", workdir))
@@ -147,9 +136,10 @@ def test_the_artifact_holds_a_bundle_that_draws_the_decision_and_the_report(work
         "prior": model["prior"].digest,
     }
     assert decision["rules"][0]["champion"] == {"value": 1.0, "low": 0.9, "high": 1.1}
+    assert "takes over from version 1" in (better.folder.path / "report.html").read_text()
     assert published(workdir, model, 1.5, first).metrics == {"verdict": "challenger", "kid_samples": 1.5}
-    other = published(workdir, model, 0.5, first, theirs=-1.0).read_json("decision.json")
-    assert other["verdict"] == "challenger" and "classes of its prior" in other["reasons"][0]
+    other = published(workdir, model, 0.5, first, judged=False).read_json("decision.json")
+    assert other["verdict"] == "challenger" and "it draws pictures of another size" in other["reasons"][0]
 
 
 def register(workdir: Path, prior: Artifact, number: int, verdict: str) -> None:

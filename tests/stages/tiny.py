@@ -72,6 +72,7 @@ def _shards(config: TinyConfig, *, output: Any, runtime: Any) -> dict[str, int]:
             "classes": list(config.classes),
             "num_train": sum(config.pictures),
             "num_val": 2,
+            "attribution": "",
         },
     )
     return {}
