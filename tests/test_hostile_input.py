@@ -34,6 +34,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_hostile_file_ends_as_it_must_and_executes_nothing() -> None:
     done = command("tests.hostile_corpus", "--fast", "--seconds", "300")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
@@ -41,6 +42,7 @@ def test_every_hostile_file_ends_as_it_must_and_executes_nothing() -> None:
     assert found and int(found[1]) >= 130
 
 
+@pytest.mark.slow
 def test_readers_of_damaged_files_neither_crash_nor_hang() -> None:
     done = command("tests.fuzz", "--minutes", "0", "--cases", "12")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -121,6 +121,7 @@ def test_bits_per_position_average_to_bits_per_token(report: Artifact) -> None:
         assert bits.mean() == pytest.approx(content["figures"][f"bits_per_token_{split}"]["value"])
 
 
+@pytest.mark.slow
 def test_pictures_of_one_group_widen_the_intervals(world: dict[str, Artifact], tmp_path: Path) -> None:
     grouped = run(make(tmp_path / "world", World(group_size=5, history=False)), tmp_path / "report")
     alone = run(make(tmp_path / "alone", World(history=False)), tmp_path / "report")
@@ -149,6 +150,7 @@ def test_the_same_inputs_give_the_same_report_bytes(
     assert pages[0] == pages[1]
 
 
+@pytest.mark.slow
 def test_showing_more_measures_nothing_again(world: dict[str, Artifact], tmp_path: Path) -> None:
     first = run(world, tmp_path)
     more = run(world, tmp_path, CONFIG.model_copy(update={"shown_per_class": 5}))

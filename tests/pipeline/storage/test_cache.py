@@ -156,6 +156,7 @@ READER = """
 """
 
 
+@pytest.mark.slow
 def test_readers_in_several_processes_share_a_cache_that_is_too_small(tmp_path):
     """Through fsspec's own view of a disk, which several processes see; one of them is killed at some point."""
     source = Folder.at(tmp_path / "source")

@@ -109,6 +109,7 @@ def test_a_unit_is_addressed_by_its_recipe_and_found_again(tmp_path):
     assert store.make(unit, write_number).digest == record.digest
 
 
+@pytest.mark.slow
 def test_killed_commits_leave_units_whole_or_absent(tmp_path):
     script = textwrap.dedent(f"""
         import sys; sys.path.insert(0, {str(Path.cwd())!r})

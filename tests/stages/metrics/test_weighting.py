@@ -43,6 +43,7 @@ def test_a_bootstrap_interval_of_a_mean_is_that_of_the_normal_distribution() -> 
     assert bootstrap_mean(values, Weighting.plain(400), seed=0) == estimate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grouped", "at_least", "at_most"), [(True, 0.86, 0.99), (False, 0.3, 0.8)])
 def test_intervals_of_grouped_pictures_cover_the_truth_only_if_groups_are_drawn(
     grouped: bool, at_least: float, at_most: float

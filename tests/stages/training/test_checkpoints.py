@@ -217,6 +217,7 @@ def test_two_gangs_with_one_attempt_name_are_told_apart(tmp_path: Path) -> None:
         orphan.save(20, state_of(20), [])
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
     context = processes()
     for round_number, delay in enumerate((0.05, 0.13, 0.21, 0.3)):

@@ -73,6 +73,7 @@ def uninterrupted(tokens: Artifact, tmp_path_factory: pytest.TempPathFactory) ->
     return result_bytes(job, train(job))
 
 
+@pytest.mark.slow
 def test_it_approaches_the_entropy_of_the_corpus(tmp_path: Path) -> None:
     tokens = make_corpus(tmp_path, train_tables=(500, 700))
     job = job_at(tmp_path / "prior", tokens, steps=250, schedule_steps=250, batch_size=32, validate_every=50)
@@ -155,6 +156,7 @@ def test_paused_and_resumed_equals_uninterrupted_bit_for_bit(
     assert max(row["step"] for row in reporter.rows) <= 17
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_equals_uninterrupted_bit_for_bit(
     tokens: Artifact, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -203,6 +205,7 @@ def _wait_until_it_trains(place: Path, child: Any, attempt: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_two_ranks_pause_and_resume_bit_for_bit(tokens: Artifact, tmp_path: Path) -> None:
     straight, paused = job_at(tmp_path / "straight", tokens), job_at(tmp_path / "paused", tokens)
     whole = run_gang(2, _train_on_rank, straight, None)[0]
@@ -263,6 +266,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(
     _assert_same_gradients(found, whole_batch_gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "micro_batch"), [(2, None), (2, 2), (3, None)])
 def test_ranks_with_uneven_slices_have_the_gradient_of_one(
     tokens: Artifact, whole_batch_gradients: dict[str, np.ndarray], tmp_path: Path, world: int, micro_batch: int | None
@@ -272,6 +276,7 @@ def test_ranks_with_uneven_slices_have_the_gradient_of_one(
         _assert_same_gradients(found, whole_batch_gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(OTHERS))
 def test_other_priors_have_the_same_gradient_on_two_ranks_in_micro_batches(
     tokens: Artifact, tmp_path: Path, kind: str
@@ -293,6 +298,7 @@ def test_a_gradient_that_ignores_the_noise_would_be_noticed(
         assert not np.allclose(gradient, whole_batch_gradients["head.weight"], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_one_rank_two_ranks_and_micro_batches_learn_the_same(tokens: Artifact, tmp_path: Path) -> None:
     """16 updates in float32 on slices of 9, of 4 and 5, of 2, dropout included."""
     keys = {"batch_size": 9, "steps": 16}

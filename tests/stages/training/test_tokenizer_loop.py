@@ -96,6 +96,7 @@ def uninterrupted(shards: Artifact, tmp_path_factory: pytest.TempPathFactory) ->
     return result_bytes(job, train(job))
 
 
+@pytest.mark.slow
 def test_the_stage_learns_to_reconstruct_and_leaves_a_loadable_tokenizer(tmp_path: Path) -> None:
     place = tiny_shards(tmp_path, pictures=(9, 6))
     optimizer = TokenizerOptimizerConfig(learning_rate=5e-3, schedule_steps=150)
@@ -244,6 +245,7 @@ def test_two_ranks_learn_what_one_rank_learns(
         torch.testing.assert_close(value, expected[name], rtol=5e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_bit_for_bit(shards: Artifact, tmp_path: Path) -> None:
     """With everything on; in micro-batches of 3, of which the slice of 3 has one and that of 4 two."""
     cluster = ClusterConfig(checkpoint_every=7, micro_batch=3)

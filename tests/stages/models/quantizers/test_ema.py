@@ -113,6 +113,7 @@ def test_restart_positions_depend_on_seed_and_step_alone() -> None:
     assert draw(5, seed=1, step=2).shape == (16,)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_codebook_of_one_rank_restarts_included() -> None:
     one = run_gang(1, _learn)[0]
     two = run_gang(2, _learn)
