@@ -126,6 +126,7 @@ def evaluation_page(
         copying=words.copying(figures),
         obedience=tables.obedience(figures),
         every_figure=list(tables.every_figure(figures)),
+        by_class=tables.distances_by_class(report["class_figures"]),
         charts={
             "tokenizer": draw_charts(TOKENIZER_CHARTS, _history(inputs["tokenizer"])),
             "prior": draw_charts(PRIOR_CHARTS, _history(inputs["prior"])),

@@ -157,6 +157,15 @@ def _spelled(name: str) -> str:
     return " ".join([first[0].upper() + first[1:] if first not in ABBREVIATIONS.values() else first, *rest])
 
 
+def distances_by_class(class_figures: Mapping[str, Figures]) -> dict[str, float]:
+    """KID of each class's samples, by the standard Inception where it looked, else by the packaged network."""
+    names = ("gkid_val", "gkid_lite0_val")
+    seen = {
+        name: next((found[it]["value"] for it in names if it in found), None) for name, found in class_figures.items()
+    }
+    return {name: value for name, value in seen.items() if value is not None}
+
+
 def class_table(
     classes: Sequence[str], class_counts: Mapping[str, int], measured: Measured
 ) -> list[dict[str, str | int | float | None]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.metrics.report.tables import full_name
+from stages.metrics.report.tables import distances_by_class, full_name
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ def test_a_figure_says_what_it_is_of(name: str, words: str) -> None:
 
 def test_a_figure_that_brings_its_title_has_it() -> None:
     assert full_name("gfid_train", {"title": "gFID (train)"}) == "gFID (train)"
+
+
+def test_distances_of_classes_are_the_standard_ones_where_there_are_any() -> None:
+    standard, packaged = {"gkid_val": {"value": 0.5}}, {"gkid_lite0_val": {"value": 0.1}}
+    found = {"cats": {**packaged, **standard}, "dogs": packaged, "few": {}}
+    assert distances_by_class(found) == {"cats": 0.5, "dogs": 0.1}
