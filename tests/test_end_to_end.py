@@ -79,6 +79,7 @@ def test_the_pipeline_runs_through_ray_and_a_second_run_has_nothing_to_do(finish
     assert any(item.path == "report.html" for item in client.list_artifacts(children["evaluate"].info.run_id))
 
 
+@pytest.mark.thorough
 def test_kills_at_random_moments_change_nothing(finished, tmp_path):
     shutil.copytree(finished / "pictures", tmp_path / "pictures", copy_function=shutil.copy2)
     lines, code = run_with_kills(arguments(tmp_path), kills=3, longest=25, seed=7)

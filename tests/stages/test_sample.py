@@ -188,7 +188,7 @@ def test_killed_sample_resumes_to_the_same_bytes(made: dict[str, Artifact], tmp_
     assert resumed.files == uninterrupted.files
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_2000_samples_then_3000_draw_each_unit_once_whatever_was_killed(
     made: dict[str, Artifact], tmp_path: Path
 ) -> None:

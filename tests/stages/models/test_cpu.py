@@ -24,7 +24,7 @@ print(faults() - before, torch.get_num_threads())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not keep_freed_memory(), reason="malloc is not glibc's")
 def test_a_tensor_as_large_as_the_one_before_costs_no_page_faults() -> None:
     def run(first: str) -> tuple[int, int]:
