@@ -28,8 +28,8 @@ check: $(READY)  ## format, lint, types, import contracts, fast tests
 chaos: $(READY)  ## random faults against a small pipeline; make chaos MINUTES=15 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),15) --seed $(or $(SEED),0)
 
-week: $(READY)  ## seven scheduled retrainings on emoji that arrive in parts, and what can go wrong
-	$(BIN)/python -m tests.week
+week: $(READY)  ## seven scheduled retrainings on emoji that arrive in parts, and what can go wrong; WEEK='--runtime local' for larger nets
+	$(BIN)/python -m tests.week $(or $(WEEK),--small)
 
 bench: $(READY)  ## every benchmark; each prints a table and, last, one line of JSON
 	@for file in tests/benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
