@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.pictures import draw_pictures
@@ -33,6 +33,14 @@ STAGES = ("shard", "tokenizer", "encode", "prior", "sample", "evaluate", "publis
 def digests(workdir: Path, stages: Sequence[str] = STAGES) -> dict[str, str]:
     """Return the content digest of each stage's latest artifact."""
     return {stage: json.loads((workdir / stage / "latest" / "manifest.json").read_text())["digest"] for stage in stages}
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> int:
+    """Print the digests of two runs, a line a stage; return how many differ."""
+    for stage in STAGES:
+        verdict = "equal" if expected[stage] == found[stage] else "DIFFERENT"
+        print(f"{stage:10} {expected[stage][:16]} {found[stage][:16]} {verdict}")
+    return sum(expected[stage] != found[stage] for stage in STAGES)
 
 
 def descendants(pid: int) -> list[int]:
@@ -118,10 +126,7 @@ def main() -> int:
         if code:
             return 1
         expected, found = digests(folder / "calm"), digests(folder / "killed")
-    for stage in STAGES:
-        verdict = "equal" if expected[stage] == found[stage] else "DIFFERENT"
-        print(f"{stage:10} {expected[stage][:16]} {found[stage][:16]} {verdict}")
-    return int(expected != found)
+    return int(differences(expected, found) > 0)
 
 
 if __name__ == "__main__":

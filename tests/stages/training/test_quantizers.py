@@ -52,7 +52,7 @@ def at_once() -> Found:
     return learn(rank_of(), (BATCH,))
 
 
-def check(found: Found, at_once: Found) -> None:
+def assert_same(found: Found, at_once: Found) -> None:
     for (name, weight, cut), arrays in found.items():
         expected = at_once[name, weight, BATCH]
         worst, tensor = worst_difference(arrays, expected)
@@ -61,14 +61,14 @@ def check(found: Found, at_once: Found) -> None:
 
 
 def test_micro_batches_change_nothing(at_once: Found) -> None:
-    check(learn(rank_of(), (2,)), at_once)
+    assert_same(learn(rank_of(), (2,)), at_once)
 
 
 @pytest.mark.slow
 def test_two_ranks_change_nothing(at_once: Found) -> None:
     """They hold 3 and 4 pictures: in micro-batches of 3 one has one, the other two."""
     for found in run_gang(2, learn, (3,)):
-        check(found, at_once)
+        assert_same(found, at_once)
 
 
 def test_codebooks_and_projections_get_gradients_and_move(at_once: Found) -> None:
