@@ -22,7 +22,7 @@ def weights_cache() -> Path:
     """Where torch's hub, and with it torch-fidelity and pytorch-fid, keeps weights: below `TORCH_HOME`."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-    return Path(os.path.expanduser(home)).absolute() / "hub" / "checkpoints"  # also where there is no home
+    return Path(os.path.expanduser(home)).absolute() / "hub" / "checkpoints"  # noqa: PTH111 (a user without a home)
 
 
 def find_inception(setting: str) -> Path | None:
@@ -33,15 +33,16 @@ def find_inception(setting: str) -> Path | None:
     if setting == "none":
         return None
     if setting == "auto":
-        return next((path for name in NAMES if os.access(path := weights_cache() / name, os.R_OK)), None)
+        places = [weights_cache() / name for name in NAMES]
+        return next((path for path in places if os.access(path, os.R_OK)), None)
     return _file(setting, "evaluate.inception", f"fetch {ADDRESS}, or set evaluate.inception=none")
 
 
 def how_to_get_it() -> str:
     """What to do where `auto` finds nothing."""
     return (
-        f"no readable weights of the standard Inception in {weights_cache()}: FID, Inception score and their like are left out, "
-        f"figures on packaged features are not. Fetch {ADDRESS} into that folder, or name the file with "
+        f"no readable weights of the standard Inception in {weights_cache()}: FID, Inception score and their like "
+        f"are left out, figures on packaged features are not. Fetch {ADDRESS} into that folder, or name the file with "
         "evaluate.inception=PATH; evaluate.inception=none leaves them out without a word"
     )
 
@@ -68,10 +69,10 @@ def _file(place: str, key: str, remedy: str) -> Path:
     if not Folder.at(place).is_local:
         raise ConfigError(f"{key}: {place} lies behind a URL: copy it to this machine")
     path = Path(place).expanduser().absolute()
-    if not os.path.isfile(path):
-        raise ConfigError(f"{key}: there is no file {path}: {remedy}")
-    if not os.access(path, os.R_OK):
-        raise ConfigError(f"{key}: {path} may not be read: give this user permission, or {remedy}")
+    if not os.access(path, os.F_OK):
+        raise ConfigError(f"{key}: there is no file {path}, or this user may not see it: {remedy}")
+    if not os.access(path, os.R_OK) or not path.is_file():
+        raise ConfigError(f"{key}: {path} may not be read as a file: give this user permission, or {remedy}")
     return path
 
 

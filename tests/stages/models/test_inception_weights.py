@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ def test_weights_that_this_user_may_not_read_are_none_or_a_message(
     place = weights_cache() / NAMES[0]
     place.write_bytes(b"weights")
     assert find_inception("auto") == place
-    monkeypatch.setattr(inception_weights.os, "access", lambda path, mode: False)  # root may read everything
+    monkeypatch.setattr(inception_weights.os, "access", lambda path, mode: mode == os.F_OK)  # root may read everything
     assert find_inception("auto") is None and inception_inputs("auto") == {}
-    with pytest.raises(ConfigError, match=r"evaluate.inception: .* may not be read: give this user permission"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate.inception: .* may not be read as a file: give this user permission"
+    ):
         find_inception(str(place))
