@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,14 @@ from pipeline.config import flatten
 from pipeline.redaction import redacted
 from stages.metrics.report.numbers import number
 from stages.models.pretrained import CONFIG, WEIGHTS
+from stages.publishing.card_figures import Compared, listed
+from stages.publishing.markdown import plain
 from stages.publishing.serving import serving_description
 from stages.sampling.bundle import PRIOR, TOKENIZER, Parts
 
 TEMPLATE = "card.md.j2"
-GROUPS = {
-    "_samples": "Samples",
-    "_reconstructions": "Reconstructions by the tokenizer",
-    "_floor": "Other real pictures in their place: the best to hope for",
-    "_chance": "Pictures of random tokens in their place: what knowing nothing gives",
-}
-"""Endings of figures' names and what such figures are of."""
-THE_REST = "Others"
 NAMED = 40
 """Classes that the card lists."""
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
 def model_card(
@@ -52,7 +44,8 @@ def model_card(
     text = room.get_template(TEMPLATE).render(
         verdict=report["verdict"],
         findings=report["findings"],
-        figures=_groups(report["figures"]),
+        compared=Compared.of(report["figures"]),
+        others=listed(report["figures"]),
         decision=decision,
         rules=[_rule(rule) for rule in decision.get("rules", ())],
         prior=prior,
@@ -69,11 +62,6 @@ def model_card(
         hashes=hashes,
     )
     return redacted(text)
-
-
-def plain(text: object) -> str:
-    """Return a name from outside as one line that Markdown shows as it is."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def num_weights(path: Path) -> int:
@@ -108,35 +96,6 @@ def _settings(samples: Artifact) -> list[tuple[str, str]]:
 def _written(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Keys and values of a configuration, without what is not set."""
     return [(key, plain(value)) for key, value in sorted(tree.items()) if value is not None]
-
-
-def _groups(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield (heading, rows): figures of one kind of picture stand together."""
-    for ending, heading in [*GROUPS.items(), ("", THE_REST)]:
-        rows = [_figure(name, figures[name]) for name in sorted(figures) if _is_of(name, ending)]
-        if rows:
-            yield heading, rows
-
-
-def _is_of(name: str, ending: str) -> bool:
-    return name.endswith(ending) if ending else not name.endswith(tuple(GROUPS))
-
-
-def _figure(name: str, figure: Mapping[str, Any]) -> dict[str, Any]:
-    interval = figure.get("interval")
-    return {
-        "name": name,
-        "value": _shown(figure["value"]),
-        "interval": " to ".join(_shown(end) for end in interval) if interval else "",
-        "samples": figure.get("samples", ""),
-        "better": figure.get("better", ""),
-        "computed_on": plain(figure.get("computed_on", "")),
-        "what": plain(figure.get("what", "")),
-    }
-
-
-def _shown(value: Any) -> str:
-    return number(value) if isinstance(value, int | float) else plain(value)
 
 
 def _rule(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from pipeline.storage import Folder
 from pipeline.versions.checksums import check, read_sums
 from pipeline.workdir import Workdir
 from stages.publishing.bundle import parts_of
-from stages.publishing.card import num_weights, plain
+from stages.publishing.card import num_weights
+from stages.publishing.markdown import plain
 from stages.sampling.generator import Generator
 from tests.stages.publishing.published import publish_made_up
 from tests.stages.tiny import tiny_tokenizer
@@ -89,11 +90,9 @@ def test_the_card_says_what_it_is_learnt_from_how_good_and_whether_it_is_used(pu
     assert "8 pictures to train on, 6 held out" in card
     assert r"Shapes by \<nobody\>, CC0" in card
     assert "- Classes: discs, squares, stripes" in card
-    row = (
-        "| kid_samples | 0.0421 | 0.0310 to 0.0520 | lower | 36 | samples against held-out pictures; pooled features |"
-    )
-    assert row in card
-    assert card.index("### Samples") < card.index("| kid_samples") < card.index("### Others") < card.index("| psnr")
+    assert "| `kid` | lower | 0.0421 (0.0310 to 0.0520) |\n" in card
+    assert "- samples: 36 pictures; samples against held-out pictures; pooled features\n" in card
+    assert card.index("| `kid` | ") < card.index("### Other figures") < card.index("| `psnr` | ")
     assert "Verdict: **champion**, judged against version 6." in card
     assert "- kid\\_samples fell from 0.06 to 0.0421." in card
     assert r"| kid_samples lower, margin 0.0 | yes | 0.0421 is below 0.06 \| by more than 0 |" in card
