@@ -77,6 +77,8 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Row]
     from stages.data.tables import read_records
 
     for number, row in enumerate(read_records(path, wanted), start=1):
+        if any(isinstance(value, str | bytes) and len(value) > LONGEST_FIELD for value in row.values()):
+            raise DataError(f"{path}, row {number}: {_too_long('a value')}")
         yield f"row {number}", row
 
 
