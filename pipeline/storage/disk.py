@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UserError
 
 TEMPORARY = ".tmp-"
 """Prefix of everything not yet committed. Listings leave it out; a run sweeps what a killed one left behind."""
@@ -19,6 +20,7 @@ _REMEDIES: dict[int | None, str] = {
     errno.EROFS: "it is read-only: choose another --workdir or remount it",
     errno.EACCES: "permission was denied: make it writable for this user, then run the same command again",
 }
+_IN_WORDS = re.compile(r"\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
@@ -60,7 +62,10 @@ def make_folder(path: Path) -> None:
 
 
 def _error_number(error: Exception) -> int | None:
-    """Return the system's error number; a library may have kept nothing of it but its words (safetensors does)."""
+    """Return the system's error number; a library may have kept nothing of it but words (safetensors, as Rust does)."""
     if isinstance(error, OSError):
         return error.errno
-    return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
+    if os.strerror(errno.ENOSPC) in str(error):
+        return errno.ENOSPC
+    told = _IN_WORDS.search(str(error)) if not isinstance(error, UserError) else None
+    return int(told[1]) if told else None

@@ -7,6 +7,7 @@ not share the workdir, or has no checkout.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -26,6 +27,8 @@ from tests.cluster import patient
 
 STORE_BYTES = 80 * 2**20
 START_SECONDS = 600
+_NETWORKS = itertools.count(1)
+"""Those of this process may stand side by side."""
 
 
 def possible() -> bool:
@@ -150,8 +153,8 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def network(nodes: int = 3, *, cpus: int = 1) -> Iterator[Network]:
     """Start a head and so many nodes; processes, namespaces and bridge are gone after the block, whatever happens."""
-    number = os.getpid() % 10_000
-    name, subnet = f"sm{number}", f"10.77.{number % 250}"
+    nth, number = next(_NETWORKS), os.getpid() % 10_000
+    name, subnet = f"sm{number}x{nth}", f"10.77.{(number + nth) % 250}"
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with tempfile.TemporaryDirectory(prefix="smalti-nodes-") as folder:
         found = Network(name, f"{subnet}.1:{_free_port()}", subnet, Path(folder))

@@ -34,7 +34,7 @@ def cluster() -> Iterator[Raylets]:
 def make_slow(device: str, diary: str) -> Worker:
     def work(unit: Unit, scratch: Path) -> dict[str, Any]:
         with Path(diary).open("a") as file:
-            file.write(f"{ray.get_runtime_context().get_node_id()} {unit.name}\n")
+            file.write(f"{ray.get_runtime_context().get_node_id()} {unit.name} {time.time()}\n")
         time.sleep(2)
         (scratch / f"{unit.name}.txt").write_text(unit.name)
         return {}
@@ -48,13 +48,19 @@ def test_units_spread_over_nodes_survive_one_and_use_one_that_joins(cluster, tmp
     units = [Unit(f"unit-{i:02d}", {"i": i}) for i in range(30)]
     worker = functools.partial(make_slow, diary=str(diary))
     runtime = RayRuntime(ClusterConfig(max_failures=0), cluster.address, Folder.at(tmp_path))
-    made, victim = [], cluster.nodes[0]
+    made, victim, joined = [], cluster.nodes[0], None
+
+    def in_the_middle_of_a_unit(node_id: str) -> bool:
+        begun = [float(line.split()[2]) for line in diary.read_text().splitlines() if line.startswith(node_id)]
+        return bool(begun) and time.time() - begun[-1] < 1
+
     for record in runtime.map_units(store, worker, units, heard):
         made.append(record)
-        if len(made) == 4:
+        if joined is None and len(made) >= 4 and in_the_middle_of_a_unit(victim.node_id):
             cluster.kill(victim)
             joined = cluster.add()
     runtime.release()
+    assert joined is not None
     assert sorted(record.name for record in made) == [unit.name for unit in units]
     nodes = [line.split()[0] for line in diary.read_text().splitlines()]
     assert len(set(nodes)) == 4 and joined.node_id in nodes

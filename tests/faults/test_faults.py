@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.faults.trace import SUPPORTED
+from tests.kill_and_resume import STAGES
 from tests.small import ROOT
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
@@ -43,7 +44,7 @@ def test_every_kill_point_of_the_commits():
 @pytest.mark.thorough
 def test_kills_in_every_stage_change_nothing():
     text = command("tests.kill_and_resume", "--in-each-stage", "5")
-    assert [line.split()[4] for line in text.splitlines()[1:]] == ["0"] * 6
+    assert [line.split()[4] for line in text.splitlines()[1:]] == ["0"] * len(STAGES)
 
 
 @pytest.mark.thorough

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import DataError, StorageError
 from pipeline.manifest import FileEntry
 from pipeline.storage import Folder, canonical_json
 from pipeline.units import Unit, UnitStore
@@ -36,6 +36,12 @@ def test_a_full_disk_is_explained_with_its_remedy(tmp_path):
     with pytest.raises(StorageError, match=r"state: no space is left there"):  # noqa: SIM117
         with Folder.at(tmp_path).scratch("state"):
             raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(StorageError, match=r"state: permission was denied"):  # noqa: SIM117
+        with Folder.at(tmp_path).scratch("state"):
+            raise RuntimeError('I/O error: Permission denied (os error 13) at path "x"')
+    with pytest.raises(DataError, match="cannot be read"):  # noqa: SIM117
+        with Folder.at(tmp_path).scratch("state"):
+            raise DataError("input.safetensors cannot be read (Permission denied (os error 13))")
     assert Folder.at(tmp_path).names() == []
 
 
