@@ -80,7 +80,7 @@ def test_a_bundle_is_registered_once_and_aliases_move(store, folder, tmp_path, m
         "pyyaml",
     ]
     assert (home / "code/stages/publishing/pyfunc.py").is_file()
-    assert (home / "code/pipeline/checksums.py").is_file()
+    assert (home / "code/pipeline/versions/checksums.py").is_file()
     assert not [path for path in home.rglob("*") if path.suffix in (".pkl", ".pickle", ".pyc")]
     assert [path.name for path in tmp_path.iterdir()] == ["publish"], "nothing where the process happens to be"
 
