@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.metrics.report.numbers import number
+from stages.metrics.report.tables import COMPARISONS, SUBJECTS, Figures
 from stages.publishing.markdown import plain
 
-Figures = Mapping[str, Mapping[str, Any]]
-
-COLUMNS = {
-    "samples": "samples",
-    "reconstructions": "reconstructions",
-    "floor": "other real pictures (the best to hope for)",
-    "chance": "pictures of random tokens (knowing nothing)",
-}
-"""How names of figures end that are measured of each kind of pictures, and what those are called."""
-SIDE_BY_SIDE = ("kid", "frechet", "precision", "recall", "density", "coverage")
+LEADING = "kid"
+"""Among COMPARISONS: it is measured of all SUBJECTS that there are."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +28,16 @@ class Compared:
     @classmethod
     def of(cls, figures: Figures) -> Compared:
         """Only of what was measured."""
-        endings = [ending for ending in COLUMNS if f"{SIDE_BY_SIDE[0]}_{ending}" in figures]
-        found = {kind: [figures.get(f"{kind}_{ending}") for ending in endings] for kind in SIDE_BY_SIDE}
+        endings = [ending for ending in SUBJECTS if f"{LEADING}_{ending}" in figures]
+        found = {kind: [figures.get(f"{kind}_{ending}") for ending in endings] for kind in COMPARISONS}
         found = {kind: cells for kind, cells in found.items() if any(cells)}
-        leading = [figures[f"{SIDE_BY_SIDE[0]}_{ending}"] for ending in endings]
+        leading = [figures[f"{LEADING}_{ending}"] for ending in endings]
         any_of = {kind: next(cell for cell in cells if cell) for kind, cells in found.items()}
         return cls(
-            [COLUMNS[ending] for ending in endings],
+            [SUBJECTS[ending] for ending in endings],
             [(kind, any_of[kind]["better"], [_cell(cell) for cell in cells]) for kind, cells in found.items()],
             [
-                (COLUMNS[ending], plain(figure["computed_on"]), figure["samples"])
+                (SUBJECTS[ending], plain(figure["computed_on"]), figure["samples"])
                 for ending, figure in zip(endings, leading, strict=True)
             ],
             [(kind, plain(figure["what"])) for kind, figure in any_of.items()],
@@ -53,7 +46,7 @@ class Compared:
 
 def listed(figures: Figures) -> list[dict[str, Any]]:
     """Name, value, which way is better, of how many, what and computed on what: of all that `Compared` leaves out."""
-    shown = {f"{kind}_{ending}" for kind in SIDE_BY_SIDE for ending in COLUMNS}
+    shown = {f"{kind}_{ending}" for kind in COMPARISONS for ending in SUBJECTS}
     return [
         {
             "name": name,

@@ -91,7 +91,7 @@ def test_the_card_says_what_it_is_learnt_from_how_good_and_whether_it_is_used(pu
     assert r"Shapes by \<nobody\>, CC0" in card
     assert "- Classes: discs, squares, stripes" in card
     assert "| `kid` | lower | 0.0421 (0.0310 to 0.0520) |\n" in card
-    assert "- samples: 36 pictures; samples against held-out pictures; pooled features\n" in card
+    assert "- Samples: 36 pictures; samples against held-out pictures; pooled features\n" in card
     assert card.index("| `kid` | ") < card.index("### Other figures") < card.index("| `psnr` | ")
     assert "Verdict: **champion**, judged against version 6." in card
     assert "- kid\\_samples fell from 0.06 to 0.0421." in card
