@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,32 @@ ROWS_AT_ONCE = 1024
 """Of a table that is read row by row."""
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, MemoryError)
 """What damaged files, and cells that Python has no value for, make pyarrow raise."""
+
+
+class _NoPandas:
+    """A finder of modules, for `_spare_pandas`, to which there is no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ImportError(f"{__name__} does without pandas")
+
+
+def _spare_pandas() -> None:
+    """Let pyarrow do without pandas in this process, unless something has imported it.
+
+    pyarrow asks once, at its first conversion, whether there is a pandas whose objects it has to know: the import takes
+    1 to 2 s of each process that reads or writes a table. What asks for pandas itself (`to_pandas`) still gets it.
+    """
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _NoPandas)
+        try:
+            pa.array([0])
+        finally:
+            sys.meta_path.remove(_NoPandas)
+
+
+_spare_pandas()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """What 10% new pictures cost: seconds of shard and encode on a folder that grew, against from scratch on the same one.
 
-    python tests/benchmarks/grow.py [--turns 4] [--rounds 3]
+    python tests/benchmarks/grow.py [--poses 8] [--rounds 3]
 
-The pictures are the packaged emoji, as they are and turned by 90, 180 and 270 degrees. Both sides are commands of
-their own, `run_pipeline.py --stages shard` and `--stages encode`, with `--runtime local` (Ray starts for 10 to 20 s,
-on both sides alike); the tokenizer is the same and kept. `ratio` compares the seconds of the two stages as their
-manifests have them, with the import of torch and the loading of the tokenizer, which a grown folder needs as well;
-`ratio_of_commands` whole commands, with Python's start and the listing. Rounds are interleaved, medians count. The last
-line is a JSON object; the goal for `ratio` is at most 0.2.
+The pictures are the packaged emoji in eight poses: turned by 0, 90, 180 and 270 degrees, and mirrored. Both sides are
+commands of their own, `run_pipeline.py --stages shard` and `--stages encode`, with `--runtime local` (Ray starts for 10
+to 20 s, on both sides alike); the tokenizer is the same and kept. `ratio` compares the seconds of the two stages as
+their manifests have them, with the import of torch and the loading of the tokenizer, which a grown folder needs as
+well; `ratio_of_commands` whole commands, with Python's start and the listing. Rounds are interleaved, medians count.
+The last line is a JSON object; the goal for `ratio` is at most 0.2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -38,12 +38,12 @@ STAGES = ("shard", "encode")
 def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=4, choices=(1, 2, 3, 4), help="pictures made of each emoji")
+    parser.add_argument("--poses", type=int, default=8, choices=range(1, 9), help="pictures made of each emoji")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="smalti-grow-") as name:
         home = Path(name)
-        paths = draw(home / "pictures", options.turns)
+        paths = draw(home / "pictures", options.poses)
         away = [path for number, path in enumerate(paths) if number % round(1 / NEW) == 0]
         for path in away:
             path.rename(home / path.name)
@@ -76,16 +76,17 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def draw(folder: Path, turns: int) -> list[Path]:
-    """Write each emoji, and it turned, below its class; return the files, mixed over classes."""
+def draw(folder: Path, poses: int) -> list[Path]:
+    """Write each emoji in so many poses below its class; return the files, mixed over classes."""
     paths = []
     for picture in emoji_pictures(list(emoji_files(skin_variants=True)), skin_variants=True):
         target = folder / picture.label
         target.mkdir(parents=True, exist_ok=True)
         image = Image.open(emoji_folder() / picture.path).convert("RGBA")
-        for turn in range(turns):
-            path = target / f"{Path(picture.path).stem}-{turn}.png"
-            image.rotate(90 * turn).save(path, compress_level=1)
+        for pose in range(poses):
+            path = target / f"{Path(picture.path).stem}-{pose}.png"
+            side = image if pose < 4 else ImageOps.mirror(image)
+            side.rotate(90 * pose).save(path, compress_level=1)
             paths.append(path)
     return paths
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,23 @@ def test_plain_pyarrow_and_pandas_read_the_tokens(tmp_path: Path) -> None:
     assert list(frame.columns) == ["key", "label", "caption", "variant", "tokens", "condition_tokens"]
     np.testing.assert_array_equal(np.stack(frame["tokens"].to_list()), TOKENS)
     assert frame["label"].tolist() == [0, 2, 2]
+
+
+def test_tables_cost_no_import_of_pandas_and_leave_it_usable(tmp_path: Path) -> None:
+    write(tmp_path / "before.parquet")
+    code = f"""
+import sys
+from stages.data.tables import read_table, read_tokens, write_table
+read_tokens({str(tmp_path / "before.parquet")!r})
+write_table({str(tmp_path / "after.parquet")!r}, {{"a": ["x", "y"]}})
+read_table({str(tmp_path / "after.parquet")!r})
+print("pandas" in sys.modules)
+import pyarrow as pa, pyarrow.parquet as pq
+frame = pq.read_table({str(tmp_path / "after.parquet")!r}).to_pandas()
+print(frame.a.tolist(), pa.Table.from_pandas(frame).num_rows, pa.array(frame.a).to_pylist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False", "['x', 'y'] 2 ['x', 'y']"]
 
 
 def test_large_codebooks_are_stored_as_int32(tmp_path: Path) -> None:
