@@ -131,7 +131,9 @@ def _ray_start(*arguments: str) -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes], namespace: str | None = None) -> None:
-    """Kill a node's processes: those of its session and those that live in its namespace."""
+    """Kill a node's processes, once: those of its session and those that live in its namespace."""
+    if process.returncode is not None:  # its number may be another's by now
+        return
     pids = []
     if namespace is not None:
         listed = subprocess.run(["ip", "netns", "pids", namespace], check=False, capture_output=True, text=True)
