@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Folder
     from pipeline.units import Worker
     from stages.data.assignment import Assignment, PlannedShard
+    from stages.data.packing import ReadPicture
     from stages.data.pictures import Picture
 
 __all__ = ["VERSION", "ShardConfig", "list_source", "shard"]
@@ -102,17 +103,28 @@ def shard(config: ShardConfig, *, source: Source, output: Output, runtime: Bound
 
 def make_packer(config: ShardConfig, root: Path | Folder | None, device: str) -> Worker:
     """Build the worker that makes shards; it runs on CPUs whatever the device."""
-    from stages.data.digits import read_digit
     from stages.data.images import Preparation
-    from stages.data.packing import Packer, reader_of
-    from stages.data.photographs import read_photograph
-    from stages.data.sources import source_root
+    from stages.data.packing import Packer
 
     keys = ("image_size", "channels", "crop", "min_size", "max_pixels", "frames")
     preparation = Preparation(**{key: getattr(config, key) for key in keys})
-    tables = {"mnist": read_digit, "photographs": read_photograph}  # what is no file of its own
-    read = tables.get(config.source.kind) or reader_of(root or source_root(config.source))
-    return Packer(read, preparation, config.image_format, config.alpha)
+    return Packer(_picture_reader(config.source, root), preparation, config.image_format, config.alpha)
+
+
+def _picture_reader(source: SourceConfig, root: Path | Folder | None) -> ReadPicture:
+    """What reads the listed pictures: of files, or of a packaged table whose pictures are no files of their own."""
+    if source.kind == "mnist":
+        from stages.data.digits import read_digit
+
+        return read_digit
+    if source.kind == "photographs":
+        from stages.data.photographs import read_photograph
+
+        return read_photograph
+    from stages.data.packing import reader_of
+    from stages.data.sources import source_root
+
+    return reader_of(root or source_root(source))
 
 
 def _plan(config: ShardConfig, pictures: Sequence[Picture], memory: Folder, *, fresh: bool) -> Assignment:

@@ -137,10 +137,12 @@ class Packer:
 
     def _maps(self, picture: bytes, maps: Sequence[Sequence[Any]]) -> dict[str, bytes]:
         """The encoded maps of a picture, cut as it was."""
-        found, shape = {}, upright_size(open_image(picture))
-        for kind, path, size, stamp in maps:
-            data = self._read(path, size, stamp)
-            found[kind] = encode_image(prepare_map(data, kind, shape, self.preparation), "png")
+        found = {}
+        if maps:
+            shape = upright_size(open_image(picture))
+            for kind, path, size, stamp in maps:
+                data = self._read(path, size, stamp)
+                found[kind] = encode_image(prepare_map(data, kind, shape, self.preparation), "png")
         if self.alpha:
             found["alpha"] = encode_image(prepare_alpha(picture, self.preparation), "png")
         return found

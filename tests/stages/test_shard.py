@@ -275,6 +275,17 @@ def test_a_config_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_packing_files_loads_no_more_than_pillow(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from stages.data.sources import FolderSource\n"
+        "from stages.shard import ShardConfig, make_packer\n"
+        "make_packer(ShardConfig(source=FolderSource(path='.')), Path('.'), 'cpu')\n"
+        "print([name for name in ('PIL', 'torch', 'scipy', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['PIL']"
+
+
 def test_digits_become_grey_shards(tmp_path: Path) -> None:
     config = ShardConfig(source=MnistSource(), image_size=28, channels=1, samples_per_shard=2500)
     source = Source("pictures", partial(list_source, config.source))
