@@ -82,7 +82,7 @@ def roles(driver: int) -> dict[int, str]:
     found = {driver: "driver"}
     for pid in descendants(driver):
         with contextlib.suppress(OSError):
-            if b"ray::_Host" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"ray::Host" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found[pid] = "worker"
     return found
 
